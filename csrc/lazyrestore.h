@@ -28,6 +28,9 @@
 extern "C" {
 #endif
 
+/* The library is compiled with hidden visibility: what is declared here is all that it exports. */
+#pragma GCC visibility push(default)
+
 /* What stands between the next marker and its end is also the cffi binding's cdef: plain declarations only. */
 /* cffi: begin */
 
@@ -117,6 +120,8 @@ struct lr_image_info {
 	uint64_t metadata_offset;
 	uint64_t metadata_bytes;
 	uint64_t bytes_read_at_open;
+	uint32_t metadata_crc32c;     /* of the metadata, for who reads it */
+	uint32_t reserved;
 	uint8_t digest[32];
 	uint8_t id[16];
 };
@@ -202,9 +207,10 @@ struct lr_session_options {
 	uint32_t trace_records;       /* room for the trace, a power of two; 0: no trace */
 };
 
-#define LR_HISTOGRAM_BUCKETS 40
+#define LR_HISTOGRAM_BUCKETS 320
 
-/* Latencies by powers of two: bucket b counts those from 2^b to 2^(b+1) - 1 nanoseconds (bucket 0 from 0). */
+/* Latencies, eight buckets to a power of two: bucket b counts v ns where b = v for v < 8, else with e = floor(log2 v):
+ * b = 8 (e - 2) + (the three bits of v below its highest). What is longer than the last bucket's start is in it. */
 struct lr_histogram {
 	uint64_t count;
 	uint64_t sum_ns;
@@ -345,6 +351,8 @@ int64_t lr_pagemap_runs(int pagemap_fd, uint64_t start, uint64_t end, struct lr_
 			uint64_t *ret_next, struct lr_problem *ret_problem);
 
 /* cffi: end */
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,85 @@
+/* Decoders: one thread's means of turning a cluster's number into its bytes. All memory is had at open. */
+#define _GNU_SOURCE
+#include <string.h>
+#include <sys/mman.h>
+
+#include "image.h"
+
+int lr_decoder_open(struct lr_decoder *decoder, const struct lr_image *image)
+{
+	size_t cluster_size = image->info.cluster_size;
+	int code;
+
+	memset(decoder, 0, sizeof(*decoder));
+	decoder->image = image;
+	decoder->decoded_cluster = LR_NOWHERE;
+	decoder->info.cluster = LR_NOWHERE;
+	code = lr_zstd_open(&decoder->zstd);
+	if (code == LR_OK)
+		code = lr_index_cache_open(&decoder->cache, &image->index);
+	if (code == LR_OK) {
+		void *buffers = mmap(NULL, 2 * cluster_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (buffers == MAP_FAILED)
+			code = LR_ERR_NOMEM;
+		else
+			decoder->buffers = buffers;
+	}
+	if (code < 0) {
+		lr_decoder_close(decoder);
+		return code;
+	}
+	decoder->stored = decoder->buffers;
+	decoder->data = decoder->buffers + cluster_size;
+	return LR_OK;
+}
+
+void lr_decoder_close(struct lr_decoder *decoder)
+{
+	if (decoder->buffers)
+		munmap(decoder->buffers, 2 * (size_t)decoder->image->info.cluster_size);
+	decoder->buffers = NULL;
+	lr_index_cache_close(&decoder->cache);
+	lr_zstd_close(decoder->zstd);
+	decoder->zstd = NULL;
+}
+
+int lr_decoder_find(struct lr_decoder *decoder, const struct lr_region_info *region, uint64_t cluster,
+		    struct lr_problem *ret_problem)
+{
+	uint32_t pages = lr_image_pages_in_cluster(decoder->image, region, cluster);
+
+	if (decoder->info.cluster == cluster)
+		return LR_OK;
+	return lr_index_find(&decoder->image->index, &decoder->cache, cluster, pages, &decoder->info, ret_problem);
+}
+
+int lr_decoder_decode(struct lr_decoder *decoder, struct lr_problem *ret_problem)
+{
+	const struct lr_cluster_info *info = &decoder->info;
+	size_t data_bytes = (size_t)info->data_pages * decoder->image->info.page_size;
+	bool raw = info->kind == LR_CLUSTER_RAW;
+	uint8_t *stored = raw ? decoder->data : decoder->stored;
+	int code;
+
+	if (decoder->decoded_cluster == info->cluster || data_bytes == 0)
+		return LR_OK;
+	decoder->decoded_cluster = LR_NOWHERE;
+	code = lr_source_read(&decoder->image->source, info->payload_offset, stored, info->payload_bytes, ret_problem);
+	if (code < 0) {
+		if (ret_problem)
+			ret_problem->cluster = info->cluster;
+		return code;
+	}
+	decoder->payload_bytes_read += info->payload_bytes;
+	if (lr_crc32c(0, stored, info->payload_bytes) != info->crc32c)
+		return lr_problem_set(ret_problem, LR_ERR_CHECKSUM, 0, info->cluster, info->payload_offset);
+	if (!raw) {
+		code = lr_zstd_decode(decoder->zstd, stored, info->payload_bytes, decoder->data, data_bytes);
+		if (code < 0)
+			return lr_problem_set(ret_problem, code, 0, info->cluster, info->payload_offset);
+	}
+	decoder->decoded_cluster = info->cluster;
+	decoder->clusters_decoded++;
+	return LR_OK;
+}

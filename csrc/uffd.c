@@ -1,0 +1,223 @@
+#define _GNU_SOURCE
+#include "uffd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef USERFAULTFD_IOC_NEW /* Linux 6.1 */
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#endif
+#ifndef UFFD_USER_MODE_ONLY /* Linux 5.11 */
+#define UFFD_USER_MODE_ONLY 1
+#endif
+
+/* UFFDIO_POISON, Linux 6.6: as in its uapi header. */
+struct poison_request {
+	struct uffdio_range range;
+	uint64_t mode;
+	int64_t updated;
+};
+#define REQUEST_POISON _IOWR(UFFDIO, 0x08, struct poison_request)
+
+#define DEVICE "/dev/userfaultfd"
+
+static int open_device(int flags)
+{
+	int device = open(DEVICE, O_RDWR | O_CLOEXEC);
+	int fd;
+
+	if (device < 0)
+		return -errno;
+	fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK | flags);
+	if (fd < 0)
+		fd = -errno;
+	close(device);
+	return fd;
+}
+
+static int open_syscall(int flags)
+{
+	long fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags);
+
+	return fd < 0 ? -errno : (int)fd;
+}
+
+/* Agree on the features. A request for one that the kernel lacks fails whole, so ask first, on another descriptor. */
+static int negotiate(int fd, uint64_t wanted, uint64_t *ret_features, uint64_t *ret_ioctls)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = wanted };
+
+	if (ioctl(fd, UFFDIO_API, &api) < 0)
+		return -errno;
+	*ret_features = api.features;
+	*ret_ioctls = api.ioctls;
+	return 0;
+}
+
+/* One way to have one, with the negotiated features: a descriptor or a negative errno. */
+static int open_one(int (*open_it)(int), int flags, uint64_t wanted, uint64_t *ret_features)
+{
+	uint64_t offered = 0, ioctls = 0;
+	int fd = open_it(flags);
+	int error;
+
+	if (fd < 0)
+		return fd;
+	error = negotiate(fd, wanted, &offered, &ioctls);
+	if (error == -EINVAL && wanted) {
+		/* A failed UFFDIO_API leaves the descriptor as new: ask it for nothing, then start over. */
+		error = negotiate(fd, 0, &offered, &ioctls);
+		close(fd);
+		if (error < 0)
+			return error;
+		fd = open_it(flags);
+		if (fd < 0)
+			return fd;
+		wanted &= offered;
+		error = negotiate(fd, wanted, &offered, &ioctls);
+	}
+	if (error < 0) {
+		close(fd);
+		return error;
+	}
+	*ret_features = wanted;
+	return fd;
+}
+
+int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features, struct lr_problem *ret_problem)
+{
+	int fd = -EPERM, first_error = 0;
+
+	uffd->fd = -1;
+	uffd->privilege = LR_PRIVILEGE_FULL;
+	if (privilege != LR_PRIVILEGE_USER_MODE_ONLY) {
+		fd = open_one(open_device, 0, features, &uffd->features);
+		if (fd < 0)
+			fd = open_one(open_syscall, 0, features, &uffd->features);
+		first_error = fd < 0 ? -fd : 0;
+	}
+	if (fd < 0 && privilege != LR_PRIVILEGE_FULL) {
+		uffd->privilege = LR_PRIVILEGE_USER_MODE_ONLY;
+		fd = open_one(open_device, UFFD_USER_MODE_ONLY, features, &uffd->features);
+		if (fd < 0)
+			fd = open_one(open_syscall, UFFD_USER_MODE_ONLY, features, &uffd->features);
+	}
+	if (fd < 0)
+		return lr_problem_from_errno(ret_problem, first_error ? first_error : -fd);
+	uffd->fd = fd;
+	return LR_OK;
+}
+
+void lr_uffd_close(struct lr_uffd *uffd)
+{
+	if (uffd->fd >= 0)
+		close(uffd->fd);
+	uffd->fd = -1;
+}
+
+void lr_uffd_probe(struct lr_uffd_probe *ret_probe)
+{
+	int device = open_device(0), call = open_syscall(0), user_mode = open_syscall(UFFD_USER_MODE_ONLY);
+	int any = device >= 0 ? device : call >= 0 ? call : user_mode;
+
+	memset(ret_probe, 0, sizeof(*ret_probe));
+	ret_probe->device_error = device < 0 ? -device : 0;
+	ret_probe->syscall_error = call < 0 ? -call : 0;
+	ret_probe->user_mode_error = user_mode < 0 ? -user_mode : 0;
+	if (any >= 0)
+		negotiate(any, 0, &ret_probe->features, &ret_probe->ioctls);
+	if (device >= 0)
+		close(device);
+	if (call >= 0)
+		close(call);
+	if (user_mode >= 0)
+		close(user_mode);
+}
+
+void lr_uffd_unregister(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
+{
+	struct uffdio_range range = { .start = start, .len = bytes };
+
+	ioctl(uffd->fd, UFFDIO_UNREGISTER, &range);
+}
+
+int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes, struct lr_problem *ret_problem)
+{
+	struct uffdio_register request = {
+		.range = { .start = start, .len = bytes },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	/* Only what is used: a check for all ioctls that the headers know fails as the kernel learns new ones. */
+	uint64_t needed = 1ull << _UFFDIO_COPY | 1ull << _UFFDIO_ZEROPAGE | 1ull << _UFFDIO_WAKE;
+
+	if (ioctl(uffd->fd, UFFDIO_REGISTER, &request) < 0)
+		return lr_problem_from_errno(ret_problem, errno);
+	if ((request.ioctls & needed) != needed) {
+		lr_uffd_unregister(uffd, start, bytes);
+		return lr_problem_set(ret_problem, LR_ERR_UNSUPPORTED, 0, LR_NOWHERE, LR_NOWHERE);
+	}
+	return LR_OK;
+}
+
+/* The kernel reports how far it came in a field that holds bytes, or a negative errno where it did nothing. */
+static int64_t progress(int result, int64_t done)
+{
+	if (result == 0)
+		return done;
+	return errno == EAGAIN && done > 0 ? done : -errno;
+}
+
+int64_t lr_uffd_copy(const struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes)
+{
+	struct uffdio_copy request = { .dst = to, .src = (uint64_t)(uintptr_t)from, .len = bytes };
+
+	return progress(ioctl(uffd->fd, UFFDIO_COPY, &request), request.copy);
+}
+
+int64_t lr_uffd_zeropage(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
+{
+	struct uffdio_zeropage request = { .range = { .start = to, .len = bytes } };
+
+	return progress(ioctl(uffd->fd, UFFDIO_ZEROPAGE, &request), request.zeropage);
+}
+
+int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
+{
+	struct poison_request request = { .range = { .start = to, .len = bytes } };
+
+	if (!(uffd->features & LR_UFFD_FEATURE_POISON))
+		return -ENOTTY;
+	return progress(ioctl(uffd->fd, REQUEST_POISON, &request), request.updated);
+}
+
+void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
+{
+	struct uffdio_range range = { .start = start, .len = bytes };
+
+	ioctl(uffd->fd, UFFDIO_WAKE, &range);
+}
+
+int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_fault *ret_faults, int room)
+{
+	struct uffd_msg messages[LR_UFFD_FAULTS_MAX];
+	size_t wanted = (size_t)(room < LR_UFFD_FAULTS_MAX ? room : LR_UFFD_FAULTS_MAX);
+	ssize_t got = read(uffd->fd, messages, wanted * sizeof(messages[0]));
+	int faults = 0;
+
+	if (got < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+	for (size_t i = 0; i < (size_t)got / sizeof(messages[0]); i++) {
+		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
+			continue; /* no other events are asked for */
+		ret_faults[faults].address = messages[i].arg.pagefault.address;
+		ret_faults[faults].thread = messages[i].arg.pagefault.feat.ptid;
+		ret_faults[faults].is_write = messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
+		faults++;
+	}
+	return faults;
+}
