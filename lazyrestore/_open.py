@@ -1,0 +1,321 @@
+"""Reading an image without userfaultfd: `lazyrestore.open`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ._native import CData, check, ffi, lib, new_problem
+from .errors import ClusterError, ImageError, RegionNotFound
+from .reports import ImageInfo, RegionInfo
+
+if TYPE_CHECKING:
+    from .reports import VerifyReport
+
+Progress = Callable[[int, int | None], None]
+
+
+def open(path: str | os.PathLike[str]) -> Image:
+    """Open an image for reading.
+
+    Costs the same whatever the image's size: its header and its last 64 KiB are read.
+
+    Args:
+        path: the image.
+
+    Raises:
+        OSError: the file is not there or cannot be read.
+        ImageError: it is not an image, damaged, cut short or of a newer version.
+        KernelError: libzstd is missing.
+    """
+    return Image(path)
+
+
+class Image:
+    """An open image.
+
+    Attributes:
+        path: as it was given.
+        regions: what each region is, in the order in which they were dumped.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        what = f"cannot open {self.path}"
+        check(lib.lr_init(), what=what)
+        found = ffi.new("lr_image **")
+        problem = new_problem()
+        code = lib.lr_image_open(os.fsencode(self.path), found, problem)
+        check(code, problem, what=what, file=self.path)
+        # Sessions and readers hold on to the handle, so that it outlives them all.
+        self._handle = ffi.gc(found[0], lib.lr_image_close)
+        self._raw = ffi.new("struct lr_image_info *")
+        lib.lr_image_get_info(self._handle, self._raw)
+        self._is_closed = False
+        self.regions = tuple(self._read_regions())
+        self._numbers = {region.name: number for number, region in enumerate(self.regions)}
+        if len(self._numbers) != len(self.regions):
+            raise ImageError(f"cannot open {self.path}: two of its regions have the same name")
+
+    def _read_regions(self) -> Iterator[RegionInfo]:
+        region = ffi.new("struct lr_region_info *")
+        for number in range(self._raw.region_count):
+            check(lib.lr_image_get_region(self._handle, number, region))
+            name = bytes(ffi.buffer(region.name, region.name_bytes))
+            try:
+                text = name.decode()
+            except UnicodeDecodeError:
+                message = f"the name of region {number} is not UTF-8"
+                raise ImageError(f"cannot open {self.path}: {message}") from None
+            shared = bool(region.flags & 1)
+            yield RegionInfo(text, region.address, region.length, region.protection, shared)
+
+    @property
+    def info(self) -> ImageInfo:
+        """What the image says of itself; reads its header again."""
+        raw = self._open_raw()
+        header = self._header()
+        stored = raw.file_bytes
+        return ImageInfo(
+            path=self.path,
+            version=raw.version,
+            created=str(header.get("created", "")),
+            writer=str(header.get("writer", "")),
+            source=str(header.get("source", "")),
+            page_size=raw.page_size,
+            cluster_size=raw.cluster_size,
+            logical_bytes=raw.logical_bytes,
+            stored_bytes=stored,
+            ratio=raw.logical_bytes / stored,
+            zero_bytes=raw.zero_bytes,
+            hole_bytes=raw.hole_bytes,
+            data_bytes=raw.logical_bytes - raw.zero_bytes - raw.hole_bytes,
+            duplicate_bytes=raw.duplicate_bytes,
+            clusters=raw.cluster_count,
+            stored_clusters=raw.stored_clusters,
+            regions=self.regions,
+            digest=self.digest,
+            id=bytes(ffi.buffer(raw.id)).hex(),
+        )
+
+    @property
+    def digest(self) -> str:
+        """BLAKE3 of the content, in hexadecimal (docs/format.md says over what)."""
+        return bytes(ffi.buffer(self._open_raw().digest)).hex()
+
+    @property
+    def bytes_read_at_open(self) -> int:
+        """How much of the file was read to open it."""
+        return int(self._open_raw().bytes_read_at_open)
+
+    def _open_raw(self) -> CData:
+        if self._is_closed:
+            raise ValueError(f"{self.path} is closed: open it again")
+        return self._raw
+
+    def _read_raw(self, offset: int, length: int) -> bytes:
+        self._open_raw()
+        data = bytearray(length)
+        problem = new_problem()
+        code = lib.lr_image_read_raw(self._handle, offset, ffi.from_buffer(data), length, problem)
+        check(code, problem, what=f"cannot read {self.path}", file=self.path)
+        return bytes(data)
+
+    def _header(self) -> dict[str, object]:
+        import msgpack
+
+        record = msgpack.unpackb(self._read_raw(0, self._raw.header_bytes), strict_map_key=True)
+        value = record.get("lazyrestore") if isinstance(record, dict) else None
+        if not isinstance(value, dict):
+            raise ImageError(f"{self.path}: the image's header is not a map")
+        return value
+
+    def metadata(self, name: str) -> dict[str, object]:
+        """What the owner wanted kept of a region: dtype and shape of an array, path of a file.
+
+        Raises:
+            RegionNotFound: there is no region of that name.
+            ImageError: the metadata is damaged.
+        """
+        import msgpack
+
+        number = self.number(name)
+        data = self._read_raw(self._raw.metadata_offset, self._raw.metadata_bytes)
+        if lib.lr_crc32c(0, ffi.from_buffer(data), len(data)) != self._raw.metadata_crc32c:
+            raise ImageError(f"{self.path}: the image's metadata is damaged: take another copy")
+        maps = msgpack.unpackb(data, strict_map_key=True)
+        if not isinstance(maps, list) or len(maps) != len(self.regions):
+            raise ImageError(f"{self.path}: the image's metadata does not fit its regions")
+        if not isinstance(maps[number], dict):
+            raise ImageError(f"{self.path}: the metadata of region {name!r} is not a map")
+        return maps[number]
+
+    def number(self, name: str) -> int:
+        """The region's number, in the order in which they were dumped.
+
+        Raises:
+            RegionNotFound: there is no region of that name.
+        """
+        try:
+            return self._numbers[name]
+        except KeyError:
+            raise RegionNotFound(_unknown_region(self.path, name, list(self._numbers))) from None
+
+    def reader(self) -> Reader:
+        """A means of decoding, for one thread at a time."""
+        self._open_raw()
+        return Reader(self)
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Part of a region, decoded.
+
+        Args:
+            name: the region.
+            offset: where to begin, in bytes.
+            length: how many bytes; None: to the end.
+
+        Raises:
+            RegionNotFound: there is no region of that name.
+            ValueError: the range does not lie within the region.
+            ClusterError: a cluster of it is damaged.
+        """
+        number = self.number(name)
+        total = self.regions[number].length
+        if length is None:
+            length = total - offset
+        data = bytearray(check_range(name, offset, length, total))
+        with self.reader() as reader:
+            reader.read_into(number, offset, data)
+        return bytes(data)
+
+    def verify(self, threads: int | None = None, progress: Progress | None = None) -> VerifyReport:
+        """Check everything that can be checked: each checksum, the tree, the tallies, the digest.
+
+        Does not raise for what it finds, but lists it.
+
+        Args:
+            threads: how many decode at once; None: one a core.
+            progress: called with the bytes looked at and their total.
+        """
+        from ._verify import verify
+
+        self._open_raw()
+        return verify(self, threads=threads, progress=progress)
+
+    def close(self) -> None:
+        """Let go of the file; sessions and readers that use it keep it open until they end."""
+        self._is_closed = True
+        self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<lazyrestore.Image {self.path!r}: {len(self.regions)} regions>"
+
+
+class Reader:
+    """Decodes clusters of an image: buffers of its own, so one thread at a time."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._image_handle = image._handle
+        found = ffi.new("lr_reader **")
+        check(lib.lr_reader_open(self._image_handle, found), what=f"cannot read {image.path}")
+        self._handle = ffi.gc(found[0], lib.lr_reader_close)
+
+    def read_into(
+        self, number: int, offset: int, data: bytearray | memoryview, *, is_zeroed: bool = False
+    ) -> None:
+        """Decode part of a region into a buffer.
+
+        Args:
+            number: the region's.
+            offset: where to begin in it, in bytes.
+            data: a writable buffer, as long as what is wanted.
+            is_zeroed: the buffer is fresh and all zero; zero pages then stay untouched.
+
+        Raises:
+            ClusterError: a cluster is damaged; it says which.
+        """
+        address = ffi.from_buffer(data, require_writable=True)
+        problem = new_problem()
+        length = len(memoryview(data).cast("B")) if isinstance(data, memoryview) else len(data)
+        code = lib.lr_reader_read(
+            self._handle, number, offset, address, length, int(is_zeroed), problem
+        )
+        if code < 0:
+            raise_for_cluster(self._image, number, code, problem)
+
+    def cluster(self, cluster: int) -> CData:
+        """The index entry of a cluster, a `struct lr_cluster_info *`."""
+        info = ffi.new("struct lr_cluster_info *")
+        problem = new_problem()
+        check(lib.lr_reader_get_cluster(self._handle, cluster, info, problem), problem)
+        return info
+
+    def data(self, cluster: int) -> bytes:
+        """A cluster's data pages, one after another."""
+        room = bytearray(self._image._raw.cluster_size)
+        problem = new_problem()
+        code = lib.lr_reader_get_data(self._handle, cluster, ffi.from_buffer(room), problem)
+        return bytes(memoryview(room)[: check(code, problem)])
+
+    def close(self) -> None:
+        """Free the buffers."""
+        if self._handle is not None:
+            ffi.release(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def raise_for_cluster(
+    image: Image, number: int, code: int, problem: CData, kind: type[ClusterError] = ClusterError
+) -> None:
+    """Raise for a failed load, naming the region and where the cluster begins in it."""
+    cluster, offset = int(problem.cluster), None
+    region = ffi.new("struct lr_region_info *")
+    if lib.lr_image_get_region(image._handle, number, region) == 0 and region.first_cluster <= cluster:
+        offset = (cluster - region.first_cluster) * image._raw.cluster_size
+        if offset >= region.length:
+            offset = None
+    name = image.regions[number].name
+    check(
+        code,
+        problem,
+        what=f"cannot read {image.path}",
+        region=name,
+        offset=offset,
+        cluster_error=kind,
+    )
+
+
+def check_range(name: str, offset: int, length: int, total: int) -> int:
+    """The length of a range, if it lies within a region of `total` bytes, else ValueError."""
+    if offset < 0 or length < 0 or offset + length > total:
+        raise ValueError(
+            f"bytes {offset} to {offset + length} are not within region {name!r},"
+            f" which has {total} bytes"
+        )
+    return length
+
+
+def _unknown_region(path: str, name: str, names: list[str]) -> str:
+    shown = ", ".join(repr(known) for known in names[:8])
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    has = f"it has {shown}{more}" if names else "it has no regions"
+    return f"{path} has no region {name!r}: {has}"

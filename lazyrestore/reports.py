@@ -1,0 +1,236 @@
+"""What commands and functions report: plain data, with the field names of their `--json` output."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """One region of an image.
+
+    Attributes:
+        name: its name, unique in the image.
+        address: where it was when it was dumped; 0 where that is not known.
+        length: bytes.
+        protection: 1 read, 2 write, 4 execute, added up.
+        shared: True if the mapping was shared.
+    """
+
+    name: str
+    address: int
+    length: int
+    protection: int
+    shared: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Skipped:
+    """Memory that should have been dumped, and is not in the image.
+
+    Attributes:
+        name: what it is: START-END in hexadecimal, with the kernel's name for it if it has one.
+        start: its address.
+        length: bytes.
+        reason: why it was left out, in words.
+    """
+
+    name: str
+    start: int
+    length: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DumpReport:
+    """What a dump wrote.
+
+    Attributes:
+        path: the image.
+        logical_bytes: length of all regions.
+        stored_bytes: length of the image.
+        ratio: logical_bytes / stored_bytes.
+        zero_bytes: bytes in pages that were all zero.
+        hole_bytes: bytes in pages that were never touched.
+        data_bytes: bytes in all other pages.
+        duplicate_bytes: those of data_bytes that were already in the image, and not stored again.
+        regions: in the order in which they were dumped.
+        digest: BLAKE3 of the content in hexadecimal; does not depend on level or threads.
+        seconds: from the opening to the closing of the image.
+        frozen_us: how long a process was stopped, in microseconds; None where none was.
+        skipped: what could not be read.
+    """
+
+    path: str
+    logical_bytes: int
+    stored_bytes: int
+    ratio: float
+    zero_bytes: int
+    hole_bytes: int
+    data_bytes: int
+    duplicate_bytes: int
+    regions: tuple[RegionInfo, ...]
+    digest: str
+    seconds: float
+    frozen_us: int | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image says of itself, without reading its clusters.
+
+    Attributes:
+        path: the image.
+        version: of the format.
+        created: when it was made, RFC 3339, UTC.
+        writer: the program that made it.
+        source: what was dumped, in words.
+        page_size: bytes.
+        cluster_size: bytes.
+        logical_bytes: length of all regions.
+        stored_bytes: length of the file.
+        ratio: logical_bytes / stored_bytes.
+        zero_bytes: bytes in pages that were all zero.
+        hole_bytes: bytes in pages that were never touched.
+        data_bytes: bytes in all other pages.
+        duplicate_bytes: those of data_bytes that share another cluster's record.
+        clusters: number of clusters.
+        stored_clusters: number of cluster records.
+        regions: in the order in which they were dumped.
+        digest: BLAKE3 of the content in hexadecimal.
+        id: random, different in each file.
+    """
+
+    path: str
+    version: int
+    created: str
+    writer: str
+    source: str
+    page_size: int
+    cluster_size: int
+    logical_bytes: int
+    stored_bytes: int
+    ratio: float
+    zero_bytes: int
+    hole_bytes: int
+    data_bytes: int
+    duplicate_bytes: int
+    clusters: int
+    stored_clusters: int
+    regions: tuple[RegionInfo, ...]
+    digest: str
+    id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Latency:
+    """A distribution of times, in microseconds.
+
+    Attributes:
+        count: how many were measured.
+        mean: their mean.
+        p50, p90, p99: percentiles (a histogram's: true to 1/16 of the value).
+        max: the longest.
+        histogram: (from, to, count) for each power of two of microseconds in which any fell.
+    """
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+    histogram: tuple[tuple[float, float, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadError:
+    """A cluster that could not be loaded; its pages are fenced.
+
+    Attributes:
+        region: name of the region.
+        offset: where the cluster begins in it, in bytes.
+        length: bytes that are lost.
+        cluster: its number in the image.
+        reason: what was wrong.
+        fence: what a touch of it gives: "SIGBUS", "SIGSEGV", or "" where it could not be fenced.
+    """
+
+    region: str
+    offset: int
+    length: int
+    cluster: int
+    reason: str
+    fence: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionStats:
+    """What a session has done so far.
+
+    Attributes:
+        faults: fault messages served.
+        pages_copied: pages installed by UFFDIO_COPY, by a fault or ahead of one.
+        pages_zeroed: pages installed by UFFDIO_ZEROPAGE.
+        clusters_decoded: clusters read and decoded.
+        payload_bytes_read: bytes of the image read for them.
+        resident_bytes: private page frames of all regions; pages that are still the kernel's own
+            zero page cost none.
+        touch_us: what touching threads waited, for touches made by `Region.touch`; None where
+            none of them faulted.
+        service_us: from reading a fault's message to the touched page being there; None where
+            nothing faulted.
+        errors: clusters that could not be loaded.
+        privilege: "full" or "user-mode-only": what the session's userfaultfd is; "none" where the
+            image was restored eagerly.
+    """
+
+    faults: int
+    pages_copied: int
+    pages_zeroed: int
+    clusters_decoded: int
+    payload_bytes_read: int
+    resident_bytes: int
+    touch_us: Latency | None
+    service_us: Latency | None
+    errors: int
+    privilege: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Damage:
+    """Something that `verify` found.
+
+    Attributes:
+        region: name of the region, or None where it is not about one.
+        offset: in the region, in bytes, or None.
+        length: bytes of the region that cannot be read.
+        cluster: its number, or None.
+        reason: what is wrong.
+    """
+
+    region: str | None
+    offset: int | None
+    length: int
+    cluster: int | None
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        path: the image.
+        clusters: clusters looked at.
+        logical_bytes: bytes of memory they stand for.
+        damage: everything that is wrong; empty if the image is sound.
+        seconds: how long it took.
+    """
+
+    path: str
+    clusters: int
+    logical_bytes: int
+    damage: tuple[Damage, ...]
+    seconds: float
