@@ -1,0 +1,1 @@
+"""Where the memory that is dumped comes from: buffers and arrays, files, other processes."""

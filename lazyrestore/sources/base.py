@@ -1,0 +1,86 @@
+"""What a source of a dump and the writer of an image know of each other.
+
+A source writes itself to a sink, front to back, region after region:
+
+    def write_to(self, sink: Sink) -> None:
+        for mapping in self._mappings:
+            sink.add_region(mapping.name, address=mapping.start, protection=mapping.protection)
+            sink.hole(untouched_bytes)            # costs nothing, however long
+            chunk = bytearray(CHUNK_BYTES)        # a new one each time: it now belongs to the sink
+            fill(chunk)
+            sink.write_stable(chunk)
+
+The sink does everything else: zero pages, repeats, compression, progress. Its methods block while
+too much is under way, so a source need not bound anything. What a sink raises is for the caller of
+`write_to`: a source only undoes what it did itself (try/finally).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from lazyrestore.reports import Skipped
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+CHUNK_BYTES = 1 << 20
+"""A good length for one `write`: what the writer gives to one thread at a time."""
+
+
+class Sink(Protocol):
+    """Where a source writes to: an ImageWriter."""
+
+    def add_region(
+        self,
+        name: str,
+        *,
+        address: int = 0,
+        protection: int = 3,
+        shared: bool = False,
+        metadata: Mapping[str, object] | None = None,
+    ) -> None:
+        """Begin a region; the one before ends. Its length is what is then written to it."""
+
+    def write(self, data: Buffer) -> None:
+        """Append bytes, of any number; `data` may be used again afterwards."""
+
+    def write_stable(self, data: Buffer) -> None:
+        """Append bytes that nobody changes until the image is closed: they need no copy.
+
+        Pages of `data` lie best at page boundaries of the region, and long pieces are best.
+        """
+
+    def zero(self, nbytes: int) -> None:
+        """Append zeros that were there: costs next to nothing, however many."""
+
+    def hole(self, nbytes: int) -> None:
+        """Append what was never mapped or never touched: reads as zeros, costs next to nothing."""
+
+
+class Source(Protocol):
+    """Something that can be dumped. It is used once."""
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What could not be read; complete when `write_to` has returned."""
+
+    @property
+    def frozen_us(self) -> int | None:
+        """How long a process was stopped, in µs, when `write_to` has returned; None: not at all."""
+
+    def describe(self) -> str:
+        """What this is, in a few words for people: kept in the image's header."""
+
+    def total_bytes(self) -> int | None:
+        """Length of all regions, for progress; None where that is not known before the end."""
+
+    def check(self, target: str) -> None:
+        """Raise ValueError, TypeError or OSError for what can be seen before a file is made.
+
+        `target` is the path of the image: a source that reads that very file refuses.
+        """
+
+    def write_to(self, sink: Sink) -> None:
+        """Write all regions to the sink; undo everything (let a process run) on errors too."""
