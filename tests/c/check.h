@@ -5,17 +5,19 @@
  *     static const struct check_case cases[] = { CHECK_CASE(adds), CHECK_CASE_LIMIT(slow, 60) };
  *     CHECK_MAIN(cases)
  *
- * Each case runs in a forked child with a time limit (20 s unless told), so that a crash or a hang is one failed case;
- * whatever processes it leaves behind are killed with it. The first failed check ends its case, from any thread and
- * from any child of the case. Checks may be used in threads; SKIP too.
+ * Each case runs in a forked child with a time limit (20 s unless told), so that a crash or a hang
+ * is one failed case; whatever processes it leaves behind are killed with it. The first failed
+ * check ends its case, from any thread and from any child of the case. Checks may be used in
+ * threads; SKIP too.
  *
  *     test_x [--list] [--no-fork] [CASE]...
  *
- * runs the named cases only; --no-fork runs them in this process and aborts at the first failure (for gdb).
- * CHECK_TIME_FACTOR=5 in the environment multiplies the limits (for slow machines; sanitizers have a factor already).
+ * runs the named cases only; --no-fork runs them in this process and aborts at the first failure
+ * (for gdb). CHECK_TIME_FACTOR=5 in the environment multiplies the limits (for slow machines;
+ * sanitizers have a factor already).
  *
- * Output: "ok NAME", "FAIL NAME: file:line: ...", "skip NAME: reason", then "test_x: N passed, N failed, N skipped".
- * Exit status: 0 nothing failed, 77 everything was skipped, 1 otherwise.
+ * Output: "ok NAME", "FAIL NAME: file:line: ...", "skip NAME: reason", then "test_x: N passed, N
+ * failed, N skipped". Exit status: 0 nothing failed, 77 everything was skipped, 1 otherwise.
  */
 #ifndef LR_TESTS_CHECK_H
 #define LR_TESTS_CHECK_H
@@ -47,16 +49,17 @@ struct check_case {
 	int limit_s; /* 0: CHECK_LIMIT_S */
 };
 
-#define CHECK_CASE(function)            { #function, function, 0 }
-#define CHECK_CASE_LIMIT(function, s)   { #function, function, s }
-#define CHECK_LIMIT_S                   20
+#define CHECK_CASE(function)          {#function, function, 0}
+#define CHECK_CASE_LIMIT(function, s) {#function, function, s}
+#define CHECK_LIMIT_S                 20
 #define CHECK_MAIN(cases)                                                                          \
 	int main(int argc, char **argv)                                                            \
 	{                                                                                          \
 		return check_main(argc, argv, cases, sizeof(cases) / sizeof((cases)[0]));          \
 	}
 
-/* ---- What a case says ------------------------------------------------------------------------------------------- */
+/* ---- What a case says
+ * ------------------------------------------------------------------------------------------- */
 
 #define CHECK_FAIL(...) check_end(CHECK_FAILED, __FILE__, __LINE__, __VA_ARGS__)
 #define SKIP(...)       check_end(CHECK_SKIPPED, __FILE__, __LINE__, __VA_ARGS__)
@@ -71,9 +74,10 @@ struct check_case {
 #define CHECK_EQ(got, expected)                                                                    \
 	check_number((intmax_t)(got), (intmax_t)(expected), 1, #got, #expected, __FILE__, __LINE__)
 #define CHECK_NE(got, unexpected)                                                                  \
-	check_number((intmax_t)(got), (intmax_t)(unexpected), 0, #got, #unexpected, __FILE__, __LINE__)
+	check_number((intmax_t)(got), (intmax_t)(unexpected), 0, #got, #unexpected, __FILE__,      \
+		     __LINE__)
 
-#define CHECK_STR(got, expected) check_string(got, expected, #got, __FILE__, __LINE__)
+#define CHECK_STR(got, expected)        check_string(got, expected, #got, __FILE__, __LINE__)
 #define CHECK_MEM(got, expected, bytes) check_memory(got, expected, bytes, #got, __FILE__, __LINE__)
 
 /* A system call that must work; gives its value. */
@@ -87,7 +91,8 @@ struct check_case {
 		check_errno(check_value_, errno, expected, #call, __FILE__, __LINE__);             \
 	} while (0)
 
-/* Run statements in a child of the case, which must die by this signal: CHECK_SIGNAL(SIGSEGV, *p = 1;). */
+/* Run statements in a child of the case, which must die by this signal: CHECK_SIGNAL(SIGSEGV, *p =
+ * 1;). */
 #define CHECK_SIGNAL(signal_number, ...)                                                           \
 	do {                                                                                       \
 		pid_t check_pid_ = check_fork(signal_number);                                      \
@@ -101,7 +106,9 @@ struct check_case {
 /* Wait for a child that the case forked by itself: it must end with exit status 0. */
 #define CHECK_CHILD(pid) check_child(pid, __FILE__, __LINE__)
 
-/* ---- How it works ----------------------------------------------------------------------------------------------- */
+/* ---- How it works
+ * -----------------------------------------------------------------------------------------------
+ */
 
 enum check_outcome { CHECK_PASSED = 0, CHECK_FAILED = 1, CHECK_SKIPPED = 2 };
 
@@ -139,12 +146,14 @@ check_end(enum check_outcome outcome, const char *file, int line, const char *fo
 	_exit(100 + (int)outcome);
 }
 
-static inline void check_number(intmax_t got, intmax_t expected, int want_equal, const char *got_text,
-				const char *expected_text, const char *file, int line)
+static inline void check_number(intmax_t got, intmax_t expected, int want_equal,
+				const char *got_text, const char *expected_text, const char *file,
+				int line)
 {
 	if ((got == expected) != want_equal)
-		check_end(CHECK_FAILED, file, line, "%s %s %s: got %jd (%#jx), expected %s%jd (%#jx)",
-			  got_text, want_equal ? "==" : "!=", expected_text, got, (uintmax_t)got,
+		check_end(CHECK_FAILED, file, line,
+			  "%s %s %s: got %jd (%#jx), expected %s%jd (%#jx)", got_text,
+			  want_equal ? "==" : "!=", expected_text, got, (uintmax_t)got,
 			  want_equal ? "" : "anything but ", expected, (uintmax_t)expected);
 }
 
@@ -163,8 +172,8 @@ static inline void check_memory(const void *got, const void *expected, size_t by
 	for (size_t i = 0; i < bytes; i++)
 		if (a[i] != b[i])
 			check_end(CHECK_FAILED, file, line,
-				  "%s: byte %zu of %zu: got %#x, expected %#x", text, i, bytes, a[i],
-				  b[i]);
+				  "%s: byte %zu of %zu: got %#x, expected %#x", text, i, bytes,
+				  a[i], b[i]);
 }
 
 static inline intmax_t check_call(intmax_t value, const char *text, const char *file, int line)
@@ -185,14 +194,15 @@ static inline void check_errno(intmax_t value, int got, int expected, const char
 			  strerror(got), expected, strerror(expected));
 }
 
-/* fork() for a child that is expected to die by a signal: the sanitizers' handlers are taken off, no core is left. */
+/* fork() for a child that is expected to die by a signal: the sanitizers' handlers are taken off,
+ * no core is left. */
 static inline pid_t check_fork(int signal_number)
 {
 	fflush(NULL);
 	pid_t pid = fork();
 	CHECK(pid != -1);
 	if (pid == 0) {
-		struct rlimit none = { 0, 0 };
+		struct rlimit none = {0, 0};
 		setrlimit(RLIMIT_CORE, &none);
 		signal(SIGSEGV, SIG_DFL);
 		signal(SIGBUS, SIG_DFL);
@@ -238,7 +248,8 @@ static inline void check_child(pid_t pid, const char *file, int line)
 		check_end(CHECK_FAILED, file, line, "child exited with %d", WEXITSTATUS(status));
 }
 
-/* ---- Touching memory that may raise a signal, in this process --------------------------------------------------- */
+/* ---- Touching memory that may raise a signal, in this process
+ * --------------------------------------------------- */
 
 static _Thread_local sigjmp_buf check_touch_escape;
 
@@ -247,11 +258,11 @@ static inline void check_touch_caught(int signal_number)
 	siglongjmp(check_touch_escape, signal_number);
 }
 
-/* Read (or read and write back) one byte. Returns 0, or the signal that this raised: SIGBUS or SIGSEGV. One thread at
- * a time: the handlers belong to the process. */
+/* Read (or read and write back) one byte. Returns 0, or the signal that this raised: SIGBUS or
+ * SIGSEGV. One thread at a time: the handlers belong to the process. */
 static inline int check_touch(volatile void *address, int is_write)
 {
-	struct sigaction caught = { .sa_handler = check_touch_caught }, old_bus, old_segv;
+	struct sigaction caught = {.sa_handler = check_touch_caught}, old_bus, old_segv;
 	sigaction(SIGBUS, &caught, &old_bus);
 	sigaction(SIGSEGV, &caught, &old_segv);
 	int raised = sigsetjmp(check_touch_escape, 1);
@@ -266,12 +277,15 @@ static inline int check_touch(volatile void *address, int is_write)
 	return raised;
 }
 
-/* ---- Running ---------------------------------------------------------------------------------------------------- */
+/* ---- Running
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define CHECK_SANITIZER_FACTOR 4
 #elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)                            \
+	|| __has_feature(memory_sanitizer)
 #define CHECK_SANITIZER_FACTOR 4
 #endif
 #endif
@@ -288,11 +302,12 @@ static inline int check_limit_ms(const struct check_case *test)
 	return (int)(seconds * 1000) * CHECK_SANITIZER_FACTOR;
 }
 
-/* Wait for the case's process; kill it and all that it started when the time is over. Gives 0 if it was in time. */
+/* Wait for the case's process; kill it and all that it started when the time is over. Gives 0 if it
+ * was in time. */
 static inline int check_reap(pid_t pid, int limit_ms, int *ret_status)
 {
 	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
+	struct pollfd ended = {.fd = pidfd, .events = POLLIN};
 	int ready;
 	do {
 		ready = poll(&ended, 1, limit_ms);
@@ -303,7 +318,8 @@ static inline int check_reap(pid_t pid, int limit_ms, int *ret_status)
 		exit(1);
 	}
 	close(pidfd);
-	kill(-pid, SIGKILL); /* before it is reaped: its number, and the group's, cannot be another's */
+	kill(-pid,
+	     SIGKILL); /* before it is reaped: its number, and the group's, cannot be another's */
 	kill(pid, SIGKILL);
 	while (waitpid(pid, ret_status, 0) == -1 && errno == EINTR)
 		;
@@ -356,7 +372,8 @@ static inline enum check_outcome check_run(const struct check_case *test)
 		if (getppid() != parent)
 			_exit(1);
 		test->run();
-		exit(0); /* not _exit: what runs at exit (leak check, coverage) is part of the test */
+		exit(0); /* not _exit: what runs at exit (leak check, coverage) is part of the test
+			  */
 	}
 	setpgid(pid, pid);
 	int limit_ms = check_limit_ms(test), status = 0;
@@ -379,7 +396,7 @@ static inline int check_wanted(const struct check_case *test, int argc, char **a
 
 static inline int check_main(int argc, char **argv, const struct check_case *cases, size_t count)
 {
-	int tally[3] = { 0, 0, 0 }, list = 0;
+	int tally[3] = {0, 0, 0}, list = 0;
 	const char *slash = strrchr(argv[0], '/'), *program = slash ? slash + 1 : argv[0];
 	check_state = mmap(NULL, sizeof(*check_state), PROT_READ | PROT_WRITE,
 			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -1,6 +1,6 @@
 /*
- * kernel: what the tests of the kernel's promises share. They use userfaultfd directly and nothing of csrc/, so that they
- * say what the kernel does, not what we believe. Include after check.h.
+ * kernel: what the tests of the kernel's promises share. They use userfaultfd directly and nothing
+ * of csrc/, so that they say what the kernel does, not what we believe. Include after check.h.
  *
  * What is needed and absent (a right, a feature) skips the case and says why.
  */
@@ -34,10 +34,12 @@ struct kernel_poison {
 };
 #define KERNEL_UFFDIO_POISON _IOWR(UFFDIO, KERNEL_IOCTL_POISON, struct kernel_poison)
 
-#define KERNEL_PAGE 4096UL
+#define KERNEL_PAGE    4096UL
 #define KERNEL_WAIT_MS 5000
 
-/* ---- Opening ---------------------------------------------------------------------------------------------------- */
+/* ---- Opening
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 static inline int kernel_try_syscall(int flags)
 {
@@ -71,7 +73,7 @@ static inline int kernel_open_raw(int flags)
 
 static inline uint64_t kernel_features(void)
 {
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = {.api = UFFD_API};
 	int uffd = kernel_open_raw(O_CLOEXEC);
 	CHECK_CALL(ioctl(uffd, UFFDIO_API, &api));
 	close(uffd);
@@ -84,7 +86,7 @@ static inline int kernel_open_flags(int flags, uint64_t features)
 	uint64_t missing = features & ~kernel_features();
 	if (missing)
 		SKIP("this kernel's userfaultfd lacks feature bits %#jx", (uintmax_t)missing);
-	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	struct uffdio_api api = {.api = UFFD_API, .features = features};
 	int uffd = kernel_open_raw(flags);
 	CHECK_CALL(ioctl(uffd, UFFDIO_API, &api));
 	return uffd;
@@ -95,7 +97,9 @@ static inline int kernel_open(uint64_t features)
 	return kernel_open_flags(O_CLOEXEC | O_NONBLOCK, features);
 }
 
-/* ---- Memory ----------------------------------------------------------------------------------------------------- */
+/* ---- Memory
+ * -----------------------------------------------------------------------------------------------------
+ */
 
 static inline uint8_t *kernel_map(size_t pages)
 {
@@ -138,27 +142,34 @@ static inline int kernel_is_present(const void *address)
 	return (int)(kernel_pagemap(address) >> 63);
 }
 
-/* A figure of /proc/self/smaps_rollup, in bytes; `name` with its colon, as "Rss:". */
-static inline long kernel_smaps(const char *name)
+/* A figure of /proc/self/smaps for the mapping with this address, in bytes; `name` with its colon,
+ * as "Rss:". */
+static inline long kernel_smaps(const void *address, const char *name)
 {
-	char line[256];
+	char line[512];
+	uintmax_t at = (uintptr_t)address, start, end;
+	int inside = 0;
 	long kib = -1;
-	FILE *file = fopen("/proc/self/smaps_rollup", "re");
+	FILE *file = fopen("/proc/self/smaps", "re");
 	CHECK(file != NULL);
-	while (fgets(line, sizeof(line), file))
-		if (strncmp(line, name, strlen(name)) == 0)
+	while (kib == -1 && fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%jx-%jx ", &start, &end) == 2)
+			inside = start <= at && at < end;
+		else if (inside && strncmp(line, name, strlen(name)) == 0)
 			kib = strtol(line + strlen(name), NULL, 10);
+	}
 	fclose(file);
 	CHECK(kib >= 0);
 	return kib * 1024;
 }
 
-/* ---- The ioctls: 0, or errno ------------------------------------------------------------------------------------ */
+/* ---- The ioctls: 0, or errno
+ * ------------------------------------------------------------------------------------ */
 
 static inline int kernel_register(int uffd, const void *address, size_t pages, uint64_t *ret_ioctls)
 {
 	struct uffdio_register range = {
-		.range = { .start = (uintptr_t)address, .len = pages * KERNEL_PAGE },
+		.range = {.start = (uintptr_t)address, .len = pages * KERNEL_PAGE},
 		.mode = UFFDIO_REGISTER_MODE_MISSING,
 	};
 	if (ioctl(uffd, UFFDIO_REGISTER, &range) == -1)
@@ -170,17 +181,18 @@ static inline int kernel_register(int uffd, const void *address, size_t pages, u
 
 static inline int kernel_unregister(int uffd, const void *address, size_t pages)
 {
-	struct uffdio_range range = { .start = (uintptr_t)address, .len = pages * KERNEL_PAGE };
+	struct uffdio_range range = {.start = (uintptr_t)address, .len = pages * KERNEL_PAGE};
 	return ioctl(uffd, UFFDIO_UNREGISTER, &range) == -1 ? errno : 0;
 }
 
 static inline int kernel_wake(int uffd, const void *address, size_t pages)
 {
-	struct uffdio_range range = { .start = (uintptr_t)address, .len = pages * KERNEL_PAGE };
+	struct uffdio_range range = {.start = (uintptr_t)address, .len = pages * KERNEL_PAGE};
 	return ioctl(uffd, UFFDIO_WAKE, &range) == -1 ? errno : 0;
 }
 
-/* ret_copied gets the kernel's `copy` field: bytes, or a negated errno. It is 12345 before the call. */
+/* ret_copied gets the kernel's `copy` field: bytes, or a negated errno. It is 12345 before the
+ * call. */
 #define KERNEL_UNTOUCHED 12345
 
 static inline int kernel_copy(int uffd, const void *to, const void *from, size_t pages,
@@ -201,7 +213,7 @@ static inline int kernel_copy(int uffd, const void *to, const void *from, size_t
 static inline int kernel_zeropage(int uffd, const void *to, size_t pages, int64_t *ret_zeroed)
 {
 	struct uffdio_zeropage zero = {
-		.range = { .start = (uintptr_t)to, .len = pages * KERNEL_PAGE },
+		.range = {.start = (uintptr_t)to, .len = pages * KERNEL_PAGE},
 		.zeropage = KERNEL_UNTOUCHED,
 	};
 	int error = ioctl(uffd, UFFDIO_ZEROPAGE, &zero) == -1 ? errno : 0;
@@ -223,12 +235,14 @@ static inline int kernel_poison(int uffd, const void *to, size_t pages, int64_t 
 	return error;
 }
 
-/* ---- Messages --------------------------------------------------------------------------------------------------- */
+/* ---- Messages
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 /* poll() for a message; gives revents, 0 after timeout_ms. */
 static inline int kernel_poll(int uffd, int timeout_ms)
 {
-	struct pollfd ready = { .fd = uffd, .events = POLLIN };
+	struct pollfd ready = {.fd = uffd, .events = POLLIN};
 	CHECK_CALL(poll(&ready, 1, timeout_ms));
 	return ready.revents;
 }
@@ -238,8 +252,8 @@ static inline void kernel_read(int uffd, struct uffd_msg *ret_messages, size_t c
 {
 	for (size_t got = 0; got < count;) {
 		CHECK_EQ(kernel_poll(uffd, KERNEL_WAIT_MS), POLLIN);
-		ssize_t bytes = read(uffd, ret_messages + got,
-				     (count - got) * sizeof(*ret_messages));
+		ssize_t bytes =
+			read(uffd, ret_messages + got, (count - got) * sizeof(*ret_messages));
 		if (bytes == -1 && errno == EAGAIN)
 			continue;
 		CHECK(bytes > 0 && bytes % (ssize_t)sizeof(*ret_messages) == 0);
@@ -247,7 +261,8 @@ static inline void kernel_read(int uffd, struct uffd_msg *ret_messages, size_t c
 	}
 }
 
-/* ---- A thread that touches a page -------------------------------------------------------------------------------- */
+/* ---- A thread that touches a page
+ * -------------------------------------------------------------------------------- */
 
 struct kernel_toucher {
 	volatile uint8_t *address;
@@ -309,7 +324,8 @@ static inline void kernel_settle(void)
 	usleep(50 * 1000);
 }
 
-/* ---- A thread that serves a range -------------------------------------------------------------------------------- */
+/* ---- A thread that serves a range
+ * -------------------------------------------------------------------------------- */
 
 /* Fills page p of the range with kernel_fill(p + first_page); takes EEXIST as present. */
 struct kernel_server {
@@ -322,7 +338,8 @@ struct kernel_server {
 	uint8_t buffer[KERNEL_PAGE];
 };
 
-static inline void kernel_server_answer(struct kernel_server *server, const struct uffd_msg *message)
+static inline void kernel_server_answer(struct kernel_server *server,
+					const struct uffd_msg *message)
 {
 	CHECK_EQ(message->event, UFFD_EVENT_PAGEFAULT);
 	size_t page = (message->arg.pagefault.address - (uintptr_t)server->base) / KERNEL_PAGE;
@@ -342,8 +359,8 @@ static inline void kernel_server_answer(struct kernel_server *server, const stru
 static inline void *kernel_server_run(void *argument)
 {
 	struct kernel_server *server = argument;
-	struct pollfd ready[2] = { { .fd = server->uffd, .events = POLLIN },
-				   { .fd = server->stop, .events = POLLIN } };
+	struct pollfd ready[2] = {{.fd = server->uffd, .events = POLLIN},
+				  {.fd = server->stop, .events = POLLIN}};
 	for (;;) {
 		struct uffd_msg messages[16];
 		CHECK_CALL(poll(ready, 2, -1));

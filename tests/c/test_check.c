@@ -1,4 +1,5 @@
-/* The harness itself: each way in which a case can go wrong must be seen. Runs itself as a child with bad cases. */
+/* The harness itself: each way in which a case can go wrong must be seen. Runs itself as a child
+ * with bad cases. */
 #include "check.h"
 
 #include <pthread.h>
@@ -28,7 +29,7 @@ static void fails_in_a_child(void)
 
 static void crashes(void)
 {
-	struct rlimit none = { 0, 0 };
+	struct rlimit none = {0, 0};
 	setrlimit(RLIMIT_CORE, &none);
 	signal(SIGABRT, SIG_DFL);
 	raise(SIGABRT);
@@ -132,13 +133,19 @@ static void every_failure_is_seen(void)
 }
 
 static const struct check_case bad_cases[] = {
-	CHECK_CASE(fails_in_a_thread), CHECK_CASE(fails_in_a_child), CHECK_CASE(crashes),
-	CHECK_CASE_LIMIT(hangs, 1),    CHECK_CASE(wrong_signal),     CHECK_CASE(no_signal),
-	CHECK_CASE(wrong_errno),       CHECK_CASE(wrong_memory),     CHECK_CASE(skips),
+	CHECK_CASE(fails_in_a_thread),
+	CHECK_CASE(fails_in_a_child),
+	CHECK_CASE(crashes),
+	CHECK_CASE_LIMIT(hangs, 1),
+	CHECK_CASE(wrong_signal),
+	CHECK_CASE(no_signal),
+	CHECK_CASE(wrong_errno),
+	CHECK_CASE(wrong_memory),
+	CHECK_CASE(skips),
 	CHECK_CASE(passes),
 };
 
-static const struct check_case cases[] = { CHECK_CASE_LIMIT(every_failure_is_seen, 60) };
+static const struct check_case cases[] = {CHECK_CASE_LIMIT(every_failure_is_seen, 60)};
 
 int main(int argc, char **argv)
 {

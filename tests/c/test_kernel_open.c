@@ -7,7 +7,7 @@ static void the_device_gives_one(void)
 	int uffd = kernel_try_device(O_CLOEXEC | O_NONBLOCK);
 	if (uffd == -1)
 		SKIP("/dev/userfaultfd: %s", strerror(errno));
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = {.api = UFFD_API};
 	CHECK_CALL(ioctl(uffd, UFFDIO_API, &api));
 	CHECK_EQ(fcntl(uffd, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
 	CHECK_EQ(fcntl(uffd, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
@@ -18,7 +18,7 @@ static void the_system_call_gives_one(void)
 	int uffd = kernel_try_syscall(O_CLOEXEC | O_NONBLOCK);
 	if (uffd == -1)
 		SKIP("userfaultfd(2): %s", strerror(errno));
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = {.api = UFFD_API};
 	CHECK_CALL(ioctl(uffd, UFFDIO_API, &api));
 	CHECK_EQ(fcntl(uffd, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
 	CHECK_EQ(fcntl(uffd, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
@@ -32,11 +32,11 @@ static void unknown_flags_are_refused(void)
 
 static void the_handshake_says_what_there_is(void)
 {
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = {.api = UFFD_API};
 	int uffd = kernel_open_raw(O_CLOEXEC);
 	CHECK_CALL(ioctl(uffd, UFFDIO_API, &api));
-	uint64_t needed = (uint64_t)1 << _UFFDIO_API | (uint64_t)1 << _UFFDIO_REGISTER |
-			  (uint64_t)1 << _UFFDIO_UNREGISTER;
+	uint64_t needed = (uint64_t)1 << _UFFDIO_API | (uint64_t)1 << _UFFDIO_REGISTER
+			  | (uint64_t)1 << _UFFDIO_UNREGISTER;
 	CHECK_EQ(api.ioctls & needed, needed);
 	/* All that the kernel has, not only what was asked for: this is how to ask. */
 	CHECK(api.features & UFFD_FEATURE_THREAD_ID);
@@ -44,30 +44,30 @@ static void the_handshake_says_what_there_is(void)
 
 static void a_wrong_version_is_refused(void)
 {
-	struct uffdio_api api = { .api = UFFD_API + 1, .features = 0 };
+	struct uffdio_api api = {.api = UFFD_API + 1, .features = 0};
 	int uffd = kernel_open_raw(O_CLOEXEC);
 	CHECK_ERRNO(ioctl(uffd, UFFDIO_API, &api), EINVAL);
 	/* The refusal leaves it as it was: asking properly still works. */
-	api = (struct uffdio_api){ .api = UFFD_API };
+	api = (struct uffdio_api){.api = UFFD_API};
 	CHECK_CALL(ioctl(uffd, UFFDIO_API, &api));
 }
 
 static void an_unknown_feature_is_refused_and_zeroed(void)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = (uint64_t)1 << 63, .ioctls = 7 };
+	struct uffdio_api api = {.api = UFFD_API, .features = (uint64_t)1 << 63, .ioctls = 7};
 	int uffd = kernel_open_raw(O_CLOEXEC);
 	CHECK_ERRNO(ioctl(uffd, UFFDIO_API, &api), EINVAL);
 	CHECK_EQ(api.api, 0);
 	CHECK_EQ(api.features, 0);
 	CHECK_EQ(api.ioctls, 0);
-	api = (struct uffdio_api){ .api = UFFD_API };
+	api = (struct uffdio_api){.api = UFFD_API};
 	CHECK_CALL(ioctl(uffd, UFFDIO_API, &api));
 }
 
 /* So what is available must be asked on one descriptor and used on another. */
 static void a_second_handshake_is_refused(void)
 {
-	struct uffdio_api api = { .api = UFFD_API }, again = api;
+	struct uffdio_api api = {.api = UFFD_API}, again = api;
 	int uffd = kernel_open_raw(O_CLOEXEC | O_NONBLOCK);
 	CHECK_CALL(ioctl(uffd, UFFDIO_API, &api));
 	CHECK_ERRNO(ioctl(uffd, UFFDIO_API, &again), EINVAL);
@@ -113,12 +113,12 @@ static void no_descriptor_left_is_emfile(void)
 		SKIP("/dev/userfaultfd: %s", strerror(errno));
 	int lowest = (int)CHECK_CALL(dup(STDERR_FILENO));
 	close(lowest);
-	struct rlimit full = { (rlim_t)lowest, (rlim_t)lowest + 1 };
+	struct rlimit full = {(rlim_t)lowest, (rlim_t)lowest + 1};
 	CHECK_CALL(setrlimit(RLIMIT_NOFILE, &full));
 	CHECK_ERRNO(kernel_try_syscall(O_CLOEXEC), EMFILE);
 	CHECK_ERRNO(kernel_try_device(O_CLOEXEC), EMFILE);
 	/* Room for the device only: its ioctl says so as well. */
-	struct rlimit one = { (rlim_t)lowest + 1, (rlim_t)lowest + 1 };
+	struct rlimit one = {(rlim_t)lowest + 1, (rlim_t)lowest + 1};
 	CHECK_CALL(setrlimit(RLIMIT_NOFILE, &one));
 	CHECK_ERRNO(kernel_try_device(O_CLOEXEC), EMFILE);
 }
@@ -150,7 +150,7 @@ static void without_rights_only_user_mode_is_left(void)
 	int uffd = kernel_try_syscall(O_CLOEXEC | UFFD_USER_MODE_ONLY);
 	if (uffd == -1)
 		SKIP("UFFD_USER_MODE_ONLY: %s", strerror(errno));
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = {.api = UFFD_API};
 	CHECK_CALL(ioctl(uffd, UFFDIO_API, &api));
 }
 

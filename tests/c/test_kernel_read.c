@@ -8,7 +8,7 @@ static void one_read_brings_several_messages(void)
 {
 	struct kernel_toucher touchers[THREADS];
 	struct uffd_msg messages[THREADS + 10];
-	int uffd = kernel_open(0), seen[THREADS] = { 0 };
+	int uffd = kernel_open(0), seen[THREADS] = {0};
 	uint8_t *memory = kernel_map(THREADS);
 	CHECK_EQ(kernel_register(uffd, memory, THREADS, NULL), 0);
 	for (int i = 0; i < THREADS; i++)
@@ -53,7 +53,8 @@ static void a_buffer_takes_whole_messages_only(void)
 	kernel_toucher_join(&touchers[1]);
 }
 
-/* The refused reads before lost nothing, and a bad buffer loses nothing that is not sent again on WAKE. */
+/* The refused reads before lost nothing, and a bad buffer loses nothing that is not sent again on
+ * WAKE. */
 static void a_short_buffer_loses_nothing(void)
 {
 	struct kernel_toucher toucher;
@@ -81,7 +82,7 @@ static void an_empty_queue_is_eagain(void)
 
 static void the_address_is_of_the_page_unless_exact(void)
 {
-	uint64_t features[2] = { 0, UFFD_FEATURE_EXACT_ADDRESS };
+	uint64_t features[2] = {0, UFFD_FEATURE_EXACT_ADDRESS};
 	for (int exact = 0; exact < 2; exact++) {
 		struct kernel_toucher toucher;
 		struct uffd_msg message;
@@ -99,7 +100,7 @@ static void the_address_is_of_the_page_unless_exact(void)
 
 static void the_thread_is_told_if_asked(void)
 {
-	uint64_t features[2] = { 0, UFFD_FEATURE_THREAD_ID };
+	uint64_t features[2] = {0, UFFD_FEATURE_THREAD_ID};
 	for (int asked = 0; asked < 2; asked++) {
 		struct kernel_toucher toucher;
 		struct uffd_msg message;
@@ -126,7 +127,8 @@ static void writes_are_told_from_reads(void)
 		kernel_toucher_start(&toucher, page, is_write);
 		kernel_read(uffd, &message, 1);
 		CHECK_EQ(message.arg.pagefault.flags, is_write ? UFFD_PAGEFAULT_FLAG_WRITE : 0);
-		/* A write into a page answered by ZEROPAGE goes through: one message, no second fault. */
+		/* A write into a page answered by ZEROPAGE goes through: one message, no second
+		 * fault. */
 		CHECK_EQ(kernel_zeropage(uffd, page, 1, NULL), 0);
 		kernel_toucher_join(&toucher);
 		CHECK_EQ(*page, is_write ? 0xEE : 0);
@@ -154,7 +156,8 @@ static void two_threads_on_a_page_are_two_messages(void)
 	CHECK_EQ(kernel_toucher_join(&touchers[1]), data[1]);
 }
 
-/* A fault that was read is not sent again by itself; WAKE makes its thread try again, and so sends it again. */
+/* A fault that was read is not sent again by itself; WAKE makes its thread try again, and so sends
+ * it again. */
 static void wake_sends_a_fault_again(void)
 {
 	struct kernel_toucher toucher;
@@ -195,10 +198,11 @@ static void ignore(int signal_number)
 	(void)signal_number;
 }
 
-/* A signal interrupts a waiting load or store; when its handler is done the load faults again: a second message. */
+/* A signal interrupts a waiting load or store; when its handler is done the load faults again: a
+ * second message. */
 static void a_signal_sends_a_fault_again(void)
 {
-	struct sigaction action = { .sa_handler = ignore };
+	struct sigaction action = {.sa_handler = ignore};
 	struct kernel_toucher toucher;
 	struct uffd_msg message;
 	int uffd = kernel_open(0);
