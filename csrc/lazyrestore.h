@@ -153,6 +153,7 @@ struct lr_cluster_info {
 
 /* Open and validate: reads the header and the last 64 KiB, whatever the size. */
 int lr_image_open(const char *path, lr_image **ret_image, struct lr_problem *ret_problem);
+/* Readers and sessions of it go on; the file is closed with the last of them. */
 void lr_image_close(lr_image *image);
 void lr_image_get_info(const lr_image *image, struct lr_image_info *ret_info);
 int lr_image_get_region(const lr_image *image, uint32_t region, struct lr_region_info *ret_info);
@@ -257,7 +258,7 @@ struct lr_trace_record {
 	uint16_t is_write;
 };
 
-/* Make a session and start its pager. The image must outlive it. `options` may be NULL. */
+/* Make a session and start its pager. `options` may be NULL. */
 int lr_session_open(const lr_image *image, const struct lr_session_options *options, lr_session **ret_session,
 		    struct lr_problem *ret_problem);
 /* Map a region at an address of the kernel's choice, and restore it lazily. Unmapped by lr_session_close. */
@@ -278,9 +279,8 @@ uint32_t lr_session_get_errors(lr_session *session, uint64_t first, struct lr_lo
 /* Take trace records, oldest first; waits up to timeout_ns for one. Returns how many. One reader at a time. */
 uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_records, uint32_t room,
 			       int64_t timeout_ns);
-/* Bytes of a region that are in private page frames or in swap (zero pages are not). */
-int64_t lr_session_get_resident(lr_session *session, uint32_t region);
-/* End it: regions that are still attached are unmapped. */
+/* End it. Regions that lr_session_map mapped are unmapped; memory that was attached stays, and what it misses is fenced:
+ * a touch gives SIGBUS (SIGSEGV before Linux 6.6), never zeros. */
 void lr_session_close(lr_session *session);
 
 /* ---- Touching, for measurements --------------------------------------------------------------------------------- */
@@ -298,6 +298,9 @@ uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint
 /* Map empty private anonymous memory (NORESERVE) exactly at `address`: LR_ERR_BUSY if anything is there. */
 int lr_memory_map(uint64_t address, uint64_t length, struct lr_problem *ret_problem);
 int lr_memory_unmap(uint64_t address, uint64_t length);
+/* Bytes of this process's memory that are in private page frames or in swap: missing pages and the kernel's own zero
+ * page cost nothing. Negative where /proc is not there. */
+int64_t lr_memory_get_resident(uint64_t address, uint64_t length);
 
 /* ---- For writers ------------------------------------------------------------------------------------------------ */
 

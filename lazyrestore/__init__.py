@@ -1,0 +1,106 @@
+"""Memory checkpoints that open at once: compressed, verified, and used like plain memory.
+
+    import lazyrestore
+
+    lazyrestore.dump({"weights": array}, "state.lzr")
+    with lazyrestore.restore("state.lzr") as session:
+        weights = session["weights"].array()
+
+A dump writes the pages of memory regions into a compressed image. A restore maps them empty, and
+fills each page when it is first touched. `open` reads an image without mapping it.
+
+Names are imported when they are first used: start-up is part of the time to first access.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # what type checkers take for True; typing itself is not needed at start-up
+if TYPE_CHECKING:
+    from ._dump import dump
+    from ._open import Image, open
+    from ._restore import restore
+    from .errors import (
+        ClusterError,
+        ImageError,
+        KernelError,
+        LazyRestoreError,
+        ProcessError,
+        RegionNotFound,
+        RemoteError,
+        RestoreError,
+    )
+    from .region import PlacedRegion, Region
+    from .reports import DumpReport, ImageInfo, LoadError, RegionInfo, SessionStats
+    from .session import Session
+    from .sources import ProcessMemory, RawFile
+    from .writer import ImageWriter
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClusterError",
+    "DumpReport",
+    "Image",
+    "ImageError",
+    "ImageInfo",
+    "ImageWriter",
+    "KernelError",
+    "LazyRestoreError",
+    "LoadError",
+    "PlacedRegion",
+    "ProcessError",
+    "ProcessMemory",
+    "RawFile",
+    "Region",
+    "RegionInfo",
+    "RegionNotFound",
+    "RemoteError",
+    "RestoreError",
+    "Session",
+    "SessionStats",
+    "__version__",
+    "dump",
+    "open",
+    "restore",
+]
+
+_HOME = {
+    "ClusterError": "errors",
+    "DumpReport": "reports",
+    "Image": "_open",
+    "ImageError": "errors",
+    "ImageInfo": "reports",
+    "ImageWriter": "writer",
+    "KernelError": "errors",
+    "LazyRestoreError": "errors",
+    "LoadError": "reports",
+    "PlacedRegion": "region",
+    "ProcessError": "errors",
+    "ProcessMemory": "sources",
+    "RawFile": "sources",
+    "Region": "region",
+    "RegionInfo": "reports",
+    "RegionNotFound": "errors",
+    "RemoteError": "errors",
+    "RestoreError": "errors",
+    "Session": "session",
+    "SessionStats": "reports",
+    "dump": "_dump",
+    "open": "_open",
+    "restore": "_restore",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
