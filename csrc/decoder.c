@@ -1,5 +1,4 @@
 /* Decoders: one thread's means of turning a cluster's number into its bytes. All memory is had at open. */
-#define _GNU_SOURCE
 #include <string.h>
 #include <sys/mman.h>
 

@@ -4,7 +4,6 @@
  * gives SIGSEGV, not zeros; and the memory object that the child inherited may unmap its range without hitting
  * something that was mapped there since.
  */
-#define _GNU_SOURCE
 #include <sys/mman.h>
 #include <unistd.h>
 

@@ -1,5 +1,4 @@
 /* Opening an image: footer, header, root and region table are validated here; the tree below the root is index.c's. */
-#define _GNU_SOURCE
 #include "image.h"
 
 #include <stdlib.h>
@@ -278,6 +277,7 @@ int lr_image_open(const char *path, lr_image **ret_image, struct lr_problem *ret
 	image = calloc(1, sizeof(*image));
 	if (!image)
 		return fail(ret_problem, LR_ERR_NOMEM, LR_NOWHERE);
+	image->users = 1;
 	image->source.fd = -1;
 	code = lr_source_open(&image->source, path, ret_problem);
 	if (code == LR_OK)
@@ -296,11 +296,18 @@ int lr_image_open(const char *path, lr_image **ret_image, struct lr_problem *ret
 
 void lr_image_close(lr_image *image)
 {
-	if (!image)
+	/* Acquire and release: what every user did with the image is done before it is freed. */
+	if (!image || atomic_fetch_sub_explicit(&image->users, 1, memory_order_acq_rel) > 1)
 		return;
 	lr_source_close(&image->source);
 	free(image->root);
 	free(image);
+}
+
+void lr_image_hold(const lr_image *image)
+{
+	/* The count is not part of what is immutable about an image. */
+	atomic_fetch_add_explicit(&((lr_image *)image)->users, 1, memory_order_relaxed);
 }
 
 void lr_image_get_info(const lr_image *image, struct lr_image_info *ret_info)

@@ -5,10 +5,13 @@
 #ifndef LR_IMAGE_H
 #define LR_IMAGE_H
 
+#include <stdatomic.h>
+
 #include "index.h"
 #include "zstd_dl.h"
 
 struct lr_image {
+	_Atomic uint32_t users;       /* the opener, readers and sessions; freed with the last */
 	struct lr_source source;
 	struct lr_index index;
 	struct lr_image_info info;
@@ -16,6 +19,8 @@ struct lr_image {
 	uint32_t root_bytes;
 };
 
+/* Become a user of an image; the partner of lr_image_close. */
+void lr_image_hold(const struct lr_image *image);
 /* Number of a region's pages in one of its clusters. */
 uint32_t lr_image_pages_in_cluster(const struct lr_image *image, const struct lr_region_info *region,
 				   uint64_t cluster);

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "index.h"
 
 #include <string.h>

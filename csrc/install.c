@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "install.h"
 
 #include <errno.h>

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "pager.h"
 
 #include <errno.h>

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "pageset.h"
 
 #include <sys/mman.h>

@@ -20,15 +20,20 @@ int lr_reader_open(const lr_image *image, lr_reader **ret_reader)
 		free(reader);
 		return code;
 	}
+	lr_image_hold(image);
 	*ret_reader = reader;
 	return LR_OK;
 }
 
 void lr_reader_close(lr_reader *reader)
 {
+	const lr_image *image;
+
 	if (!reader)
 		return;
+	image = reader->decoder.image;
 	lr_decoder_close(&reader->decoder);
+	lr_image_close((lr_image *)image);
 	free(reader);
 }
 

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "session.h"
 
 #include <errno.h>
@@ -48,6 +47,7 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 		free(session);
 		return code;
 	}
+	lr_image_hold(image);
 	lr_fork_watch(session);
 	*ret_session = session;
 	return LR_OK;
@@ -307,5 +307,6 @@ void lr_session_close(lr_session *session)
 	lr_pager_stop(&session->pager);
 	lr_loader_close(&session->ahead);
 	lr_target_close(&session->target);
+	lr_image_close((lr_image *)session->image);
 	free(session);
 }

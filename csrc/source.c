@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "source.h"
 
 #include <errno.h>

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "stats.h"
 
 static unsigned bucket_of(uint64_t value)

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "target.h"
 
 #include <stdlib.h>

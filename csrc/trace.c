@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "trace.h"
 
 #include <errno.h>

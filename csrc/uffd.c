@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "uffd.h"
 
 #include <errno.h>

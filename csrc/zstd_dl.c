@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "zstd_dl.h"
 
 #include <dlfcn.h>

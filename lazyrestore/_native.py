@@ -78,7 +78,7 @@ def _load() -> Lib:
 
 lib = _load()
 
-_DAMAGED = "the file is damaged: take another copy, or make the dump again"
+_DAMAGED = "take another copy, or make the dump again"
 _AGAIN = "the dump was interrupted or the copy is incomplete: make it again"
 _NEWER = "upgrade lazyrestore"
 _DOCTOR = "run `lazyrestore doctor`"
@@ -90,7 +90,7 @@ _REMEDIES = {
     lib.LR_ERR_BUSY: "end the other user of that memory, or let the kernel choose the address",
     lib.LR_ERR_TIMEOUT: "allow more time, or call again to go on",
     lib.LR_ERR_NO_ZSTD: "apt-get install libzstd1, or let LAZYRESTORE_LIBZSTD name the library",
-    lib.LR_ERR_GONE: "nothing is left to read: start it again",
+    lib.LR_ERR_GONE: "start it again: nothing is left to read",
     lib.LR_ERR_LIMIT: "raise the limit (ulimit -n, ulimit -u, vm.max_map_count)",
     lib.LR_ERR_CLOSED: "use a region only while its session is open",
     lib.LR_ERR_PAGE_SIZE: "dump again with a larger --cluster-size, or restore with --or-eager",
@@ -105,7 +105,7 @@ _REMEDIES = {
     lib.LR_ERR_METADATA: _DAMAGED,
     lib.LR_ERR_NODE: _DAMAGED,
     lib.LR_ERR_ENTRY: _DAMAGED,
-    lib.LR_ERR_SHORT: "the file shrank while it was in use: take another copy",
+    lib.LR_ERR_SHORT: "take another copy, and do not change an image that is in use",
     lib.LR_ERR_CHECKSUM: _DAMAGED,
     lib.LR_ERR_FRAME: _DAMAGED,
 }
@@ -232,7 +232,7 @@ def check(
     elif code == lib.LR_ERR_PERMISSION and pid is not None:
         hint = "be its owner or root, and see kernel.yama.ptrace_scope"
     if hint:
-        message += f": {hint}"
+        message += f"; {hint}"
     if is_cluster:
         known = cluster if cluster != NOTHING else None
         raise cluster_error(message, region=region, offset=offset, cluster=known)

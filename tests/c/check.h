@@ -293,6 +293,15 @@ static inline int check_touch(volatile void *address, int is_write)
 #define CHECK_SANITIZER_FACTOR 1
 #endif
 
+#ifdef __SANITIZE_THREAD__
+/* Tests of fork make threads in the children of processes that have threads. */
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void)
+{
+	return "die_after_fork=0";
+}
+#endif
+
 static inline int check_limit_ms(const struct check_case *test)
 {
 	const char *factor = getenv("CHECK_TIME_FACTOR");

@@ -114,8 +114,10 @@ static inline uint8_t *kernel_map(size_t pages)
 /* The bytes that page number `page` gets in these tests: never zero, different in each page. */
 static inline void kernel_fill(uint8_t *ret_data, size_t page, size_t pages)
 {
-	for (size_t i = 0; i < pages * KERNEL_PAGE; i++)
-		ret_data[i] = (uint8_t)(1 + ((page + i / KERNEL_PAGE) * 7 + i) % 251);
+	for (size_t i = 0; i < pages * KERNEL_PAGE; i++) {
+		size_t number = page + i / KERNEL_PAGE, at = i % KERNEL_PAGE;
+		ret_data[i] = (uint8_t)(1 + (number * 7 + at) % 251);
+	}
 }
 
 static inline int kernel_is_zero(const uint8_t *data, size_t bytes)
