@@ -58,8 +58,7 @@ struct check_case {
 		return check_main(argc, argv, cases, sizeof(cases) / sizeof((cases)[0]));          \
 	}
 
-/* ---- What a case says
- * ------------------------------------------------------------------------------------------- */
+/* ---- What a case says ---------------------------------------------------------------- */
 
 #define CHECK_FAIL(...) check_end(CHECK_FAILED, __FILE__, __LINE__, __VA_ARGS__)
 #define SKIP(...)       check_end(CHECK_SKIPPED, __FILE__, __LINE__, __VA_ARGS__)
@@ -106,9 +105,7 @@ struct check_case {
 /* Wait for a child that the case forked by itself: it must end with exit status 0. */
 #define CHECK_CHILD(pid) check_child(pid, __FILE__, __LINE__)
 
-/* ---- How it works
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- How it works -------------------------------------------------------------------- */
 
 enum check_outcome { CHECK_PASSED = 0, CHECK_FAILED = 1, CHECK_SKIPPED = 2 };
 
@@ -248,8 +245,7 @@ static inline void check_child(pid_t pid, const char *file, int line)
 		check_end(CHECK_FAILED, file, line, "child exited with %d", WEXITSTATUS(status));
 }
 
-/* ---- Touching memory that may raise a signal, in this process
- * --------------------------------------------------- */
+/* ---- Touching memory that may raise a signal, in this process ------------------------ */
 
 static _Thread_local sigjmp_buf check_touch_escape;
 
@@ -277,9 +273,7 @@ static inline int check_touch(volatile void *address, int is_write)
 	return raised;
 }
 
-/* ---- Running
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- Running ------------------------------------------------------------------------- */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define CHECK_SANITIZER_FACTOR 4
@@ -291,15 +285,6 @@ static inline int check_touch(volatile void *address, int is_write)
 #endif
 #ifndef CHECK_SANITIZER_FACTOR
 #define CHECK_SANITIZER_FACTOR 1
-#endif
-
-#ifdef __SANITIZE_THREAD__
-/* Tests of fork make threads in the children of processes that have threads. */
-const char *__tsan_default_options(void);
-const char *__tsan_default_options(void)
-{
-	return "die_after_fork=0";
-}
 #endif
 
 static inline int check_limit_ms(const struct check_case *test)

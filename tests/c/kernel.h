@@ -37,9 +37,7 @@ struct kernel_poison {
 #define KERNEL_PAGE    4096UL
 #define KERNEL_WAIT_MS 5000
 
-/* ---- Opening
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- Opening ------------------------------------------------------------------------- */
 
 static inline int kernel_try_syscall(int flags)
 {
@@ -97,9 +95,7 @@ static inline int kernel_open(uint64_t features)
 	return kernel_open_flags(O_CLOEXEC | O_NONBLOCK, features);
 }
 
-/* ---- Memory
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- Memory -------------------------------------------------------------------------- */
 
 static inline uint8_t *kernel_map(size_t pages)
 {
@@ -165,8 +161,7 @@ static inline long kernel_smaps(const void *address, const char *name)
 	return kib * 1024;
 }
 
-/* ---- The ioctls: 0, or errno
- * ------------------------------------------------------------------------------------ */
+/* ---- The ioctls: 0, or errno --------------------------------------------------------- */
 
 static inline int kernel_register(int uffd, const void *address, size_t pages, uint64_t *ret_ioctls)
 {
@@ -237,9 +232,7 @@ static inline int kernel_poison(int uffd, const void *to, size_t pages, int64_t 
 	return error;
 }
 
-/* ---- Messages
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- Messages ------------------------------------------------------------------------ */
 
 /* poll() for a message; gives revents, 0 after timeout_ms. */
 static inline int kernel_poll(int uffd, int timeout_ms)
@@ -263,8 +256,7 @@ static inline void kernel_read(int uffd, struct uffd_msg *ret_messages, size_t c
 	}
 }
 
-/* ---- A thread that touches a page
- * -------------------------------------------------------------------------------- */
+/* ---- A thread that touches a page ---------------------------------------------------- */
 
 struct kernel_toucher {
 	volatile uint8_t *address;
@@ -326,8 +318,7 @@ static inline void kernel_settle(void)
 	usleep(50 * 1000);
 }
 
-/* ---- A thread that serves a range
- * -------------------------------------------------------------------------------- */
+/* ---- A thread that serves a range ---------------------------------------------------- */
 
 /* Fills page p of the range with kernel_fill(p + first_page); takes EEXIST as present. */
 struct kernel_server {

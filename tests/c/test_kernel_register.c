@@ -141,8 +141,7 @@ static void a_copy_through_the_wrong_descriptor_lands(void)
 	CHECK_EQ(kernel_zeropage(other, memory + KERNEL_PAGE, 1, NULL), 0);
 }
 
-/* ---- Hazards: what must never happen to a session
- * --------------------------------------------------------------- */
+/* ---- Hazards: what must never happen to a session ------------------------------------ */
 
 static void unregister_turns_missing_pages_to_zeros(void)
 {
