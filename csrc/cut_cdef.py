@@ -11,6 +11,7 @@ for mypy.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -127,7 +128,8 @@ def main(header_path: Path, binding_path: Path) -> None:
     ffi.set_source("lazyrestore._binding", None)
     with tempfile.TemporaryDirectory() as scratch:
         generated = Path(scratch) / "_binding.py"
-        ffi.emit_python_code(str(generated))
+        with contextlib.redirect_stdout(None):  # says what it writes
+            ffi.emit_python_code(str(generated))
         code = generated.read_text()
     code += f'\nHEADER_HASH = "{hashlib.sha256(header).hexdigest()}"\n'
     write_whole(binding_path.with_suffix(".pyi"), make_stub(ffi))

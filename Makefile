@@ -1,0 +1,93 @@
+# lazyrestore. `make demo` and `make test` do all the set-up that they need; `make help` lists the rest.
+#
+# PYTHON=...        the interpreter to make .venv with (3.11 or later)
+# PYTEST_ARGS=...   what to hand to pytest, as "-k native" or "tests/unit"
+# DEMO_ARGS=...     what to hand to the demo, as "--walk 4"
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo core lint format native check-python check-c clean
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+export CC
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+JOBS := $(shell nproc 2>/dev/null || echo 1)
+
+venv := .venv
+bin := $(venv)/bin
+stamp := $(venv)/installed
+core := $(MAKE) --no-print-directory -C csrc -j$(JOBS)
+c_files = $(wildcard csrc/*.[ch] tests/c/*.[ch] examples/*.[ch])
+
+help:
+	@echo "make demo     dump a live program and restore it lazily, with figures"
+	@echo "make test     the tests of the C core and of the Python package"
+	@echo "make core     build and test the C core alone, without Python"
+	@echo "make lint     ruff, mypy and clang-format"
+	@echo "make format   let ruff and clang-format write the files anew"
+	@echo "make native   build what the package needs in this tree, after a change in csrc/"
+	@echo "make clean    remove what was built, and .venv"
+
+test: $(stamp) native
+	@$(core) test
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(stamp) native
+	@$(bin)/lazyrestore demo $(DEMO_ARGS)
+
+core: check-c
+	@$(core) test
+
+# The library and the binding lie in lazyrestore/, where the editable install finds them.
+native: $(stamp)
+	@$(core) all python PYTHON="$(abspath $(bin))/python"
+
+lint: $(stamp) native
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/clang-format --dry-run -Werror $(c_files)
+
+format: $(stamp)
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+	$(bin)/clang-format -i $(c_files)
+
+$(stamp): pyproject.toml csrc/build_hook.py | check-python check-c
+	@echo "Setting up $(venv) ..."
+	@$(bin)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(venv) && $(PYTHON) -m venv $(venv); }
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# What a fresh Debian lacks is named at once, all of it, and as a command.
+check-python:
+	@missing=""; \
+	if ! command -v $(PYTHON) >/dev/null 2>&1; then missing="python3 python3-venv"; \
+	elif ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then missing="python3-venv"; fi; \
+	$(find_missing_c); \
+	$(report_missing)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+		"lazyrestore needs Python 3.11 or later, and $(PYTHON) is older: make PYTHON=..." >&2; exit 1; }
+
+check-c:
+	@missing=""; \
+	$(find_missing_c); \
+	$(report_missing)
+
+define find_missing_c
+if ! command -v $(firstword $(CC)) >/dev/null 2>&1; then missing="$$missing gcc libc6-dev"; \
+elif ! printf '\043include <%s>\n' stdio.h linux/userfaultfd.h | $(CC) -E -x c - >/dev/null 2>&1; \
+	then missing="$$missing libc6-dev"; fi
+endef
+define report_missing
+if [ -n "$$missing" ]; then \
+	echo "Some packages are missing: apt-get install" $$missing >&2; exit 1; fi
+endef
+
+clean:
+	rm -rf build dist $(venv) lazyrestore/liblazyrestore.so lazyrestore/_binding.py \
+		lazyrestore/_binding.pyi .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
