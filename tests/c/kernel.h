@@ -56,17 +56,32 @@ static inline int kernel_try_device(int flags)
 	return uffd;
 }
 
-/* A userfaultfd without the handshake, or skip. */
+static inline int kernel_try_full(int flags)
+{
+	int uffd = kernel_try_device(flags);
+	return uffd != -1 ? uffd : kernel_try_syscall(flags);
+}
+
+/* A userfaultfd without the handshake, or skip. User-mode-only where there are no rights to more:
+ * cases in which system calls fault start with kernel_need_full(). */
 static inline int kernel_open_raw(int flags)
 {
 	if (sysconf(_SC_PAGESIZE) != (long)KERNEL_PAGE)
 		SKIP("pages of %ld bytes: these tests know 4096", sysconf(_SC_PAGESIZE));
-	int uffd = kernel_try_device(flags);
+	int uffd = kernel_try_full(flags);
 	if (uffd == -1)
-		uffd = kernel_try_syscall(flags);
+		uffd = kernel_try_syscall(flags | UFFD_USER_MODE_ONLY);
 	if (uffd == -1)
 		SKIP("no userfaultfd here: %s", strerror(errno));
 	return uffd;
+}
+
+static inline void kernel_need_full(void)
+{
+	int uffd = kernel_try_full(O_CLOEXEC);
+	if (uffd == -1)
+		SKIP("no rights to serve the faults of system calls: %s", strerror(errno));
+	close(uffd);
 }
 
 static inline uint64_t kernel_features(void)

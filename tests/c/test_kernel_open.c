@@ -27,7 +27,7 @@ static void the_system_call_gives_one(void)
 static void unknown_flags_are_refused(void)
 {
 	close(kernel_open_raw(0));
-	CHECK_ERRNO(kernel_try_syscall(0x40), EINVAL);
+	CHECK_ERRNO(kernel_try_syscall(0x40 | UFFD_USER_MODE_ONLY), EINVAL);
 }
 
 static void the_handshake_says_what_there_is(void)

@@ -14,6 +14,7 @@ static uint8_t expected[BYTES];
 /* A range that is served: page p holds kernel_fill(p). */
 static uint8_t *set_up(void)
 {
+	kernel_need_full();
 	int uffd = kernel_open(0);
 	uint8_t *memory = kernel_map(PAGES);
 	kernel_fill(expected, 0, PAGES);
