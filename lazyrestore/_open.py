@@ -245,12 +245,12 @@ class Reader:
         Raises:
             ClusterError: a cluster is damaged; it says which.
         """
-        address = ffi.from_buffer(data, require_writable=True)
         problem = new_problem()
-        length = len(memoryview(data).cast("B")) if isinstance(data, memoryview) else len(data)
-        code = lib.lr_reader_read(
-            self._handle, number, offset, address, length, int(is_zeroed), problem
-        )
+        # Released at once, so that an error's traceback does not hold the buffer.
+        with ffi.from_buffer(data, require_writable=True) as memory:
+            code = lib.lr_reader_read(
+                self._handle, number, offset, memory, len(memory), int(is_zeroed), problem
+            )
         if code < 0:
             raise_for_cluster(self._image, number, code, problem)
 

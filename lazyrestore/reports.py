@@ -234,3 +234,30 @@ class VerifyReport:
     logical_bytes: int
     damage: tuple[Damage, ...]
     seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TraceRecord:
+    """One fault, as it was served.
+
+    Attributes:
+        time_us: when its message was read, on CLOCK_MONOTONIC.
+        region: name of the region.
+        offset: of the page, in the region.
+        address: that was touched; of the page where the kernel does not tell more (before 5.18).
+        thread: id of the thread that touched it; None where the kernel does not tell.
+        write: True if it was a write.
+        action: "COPY", "ZEROPAGE", "FENCE" (it cannot be loaded), or "WAKE" (it was there already).
+        bytes: installed.
+        service_us: from reading the message to the touched page being there.
+    """
+
+    time_us: float
+    region: str
+    offset: int
+    address: int
+    thread: int | None
+    write: bool
+    action: str
+    bytes: int
+    service_us: float

@@ -1,0 +1,156 @@
+"""The C side of a session, as one Python object that its regions share."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from ._native import CData, check, ffi, lib, new_problem, strerror
+from ._open import Image, raise_for_cluster
+from .errors import RestoreError
+from .reports import LoadError, TraceRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
+_ACTIONS = {1: "COPY", 2: "ZEROPAGE", 3: "FENCE", 4: "WAKE"}
+_FENCES = {0: "", 1: "SIGBUS", 2: "SIGSEGV"}
+
+# Between two looks at the deadline, and at Ctrl-C, while a range is loaded.
+_SLICE_NS = 50_000_000
+
+
+class Core:
+    """A `lr_session`: the pager, its userfaultfd, and what was measured. Ends when nobody holds it.
+
+    Regions hold it, so it outlives every view of them; it never holds a region.
+    """
+
+    def __init__(self, image: Image, *, privilege: str, trace_records: int) -> None:
+        options = ffi.new("struct lr_session_options *")
+        options.privilege = PRIVILEGES[privilege]
+        options.trace_records = trace_records
+        found = ffi.new("lr_session **")
+        problem = new_problem()
+        self.image = image
+        self._handle = None
+        code = lib.lr_session_open(image._handle, options, found, problem)
+        check(code, problem, what=f"cannot restore {image.path} lazily: userfaultfd")
+        self._handle = found[0]
+
+    def __del__(self) -> None:
+        if self._handle is not None:
+            lib.lr_session_close(self._handle)
+            self._handle = None
+
+    def attach(self, number: int, address: int) -> None:
+        """Restore a region lazily into an empty mapping."""
+        problem = new_problem()
+        memory = ffi.cast("void *", address)
+        code = lib.lr_session_attach(self._handle, number, memory, problem)
+        name = self.image.regions[number].name
+        check(code, problem, what=f"cannot restore {self.image.path} lazily", region=name)
+
+    def suspend(self, number: int) -> bool:
+        """Stop installing pages in a region; False where it is not served (any more)."""
+        return lib.lr_session_suspend(self._handle, number) == 0
+
+    def resume(self, number: int) -> None:
+        """Undo `suspend`."""
+        lib.lr_session_resume(self._handle, number)
+
+    def detach(self, number: int) -> None:
+        """Forget a region whose memory is gone, or will be before anyone touches it."""
+        lib.lr_session_detach(self._handle, number)
+
+    def populate(self, number: int, offset: int, length: int, timeout: float | None) -> None:
+        """Load a range now; see Region.populate."""
+        problem = new_problem()
+        done = ffi.new("uint64_t *")
+        left_ns = None if timeout is None else max(0, int(timeout * 1e9))
+        while True:
+            slice_ns = _SLICE_NS if left_ns is None else min(left_ns, _SLICE_NS)
+            code = lib.lr_session_populate(
+                self._handle, number, offset, length, slice_ns, done, problem
+            )
+            offset, length = offset + done[0], length - done[0]
+            if code != lib.LR_ERR_TIMEOUT:
+                break
+            if left_ns is not None:
+                left_ns -= slice_ns
+                if left_ns <= 0:
+                    name = self.image.regions[number].name
+                    raise TimeoutError(
+                        f"{length} bytes of region {name!r} were not loaded within {timeout} s:"
+                        " call populate() again to go on"
+                    )
+        if code < 0:
+            raise_for_cluster(self.image, number, code, problem, RestoreError)
+
+    def stats(self) -> CData:
+        """A `struct lr_session_stats *`."""
+        stats = ffi.new("struct lr_session_stats *")
+        lib.lr_session_get_stats(self._handle, stats)
+        return stats
+
+    def errors(self) -> list[LoadError]:
+        """What could not be loaded, oldest first."""
+        room = ffi.new("struct lr_load_error[]", 1024)
+        count = lib.lr_session_get_errors(self._handle, 0, room, 1024)
+        return [
+            LoadError(
+                region=self.image.regions[error.region].name,
+                offset=error.offset,
+                length=error.length,
+                cluster=error.cluster,
+                reason=strerror(error.code),
+                fence=_FENCES[error.fenced],
+            )
+            for error in room[0:count]
+        ]
+
+    def read_trace(self, timeout: float | None) -> Iterable[TraceRecord]:
+        """Trace records since the last call; waits for the first."""
+        room = ffi.new("struct lr_trace_record[]", 4096)
+        timeout_ns = -1 if timeout is None else int(timeout * 1e9)
+        count = lib.lr_session_read_trace(self._handle, room, 4096, timeout_ns)
+        for record in room[0:count]:
+            yield TraceRecord(
+                time_us=record.time_ns / 1000,
+                region=self.image.regions[record.region].name,
+                offset=record.offset,
+                address=record.address,
+                thread=record.thread or None,
+                write=bool(record.is_write),
+                action=_ACTIONS[record.action],
+                bytes=record.bytes,
+                service_us=record.latency_ns / 1000,
+            )
+
+
+def touch(
+    address: int, length: int, *, order: str, first: int, count: int, seed: int, room: array[int]
+) -> int:
+    """Touch pages of a mapping and append what each that faulted waited, in ns, to `room`.
+
+    Returns the number of pages touched; fewer than `count` where there are no more. Yields to
+    Ctrl-C between slices.
+    """
+    page_size = 4096
+    orders = {"sequential": lib.LR_TOUCH_SEQUENTIAL, "random": lib.LR_TOUCH_RANDOM}
+    step = min(count, 4096)
+    latencies = array("I", bytes(4 * step))
+    target = ffi.from_buffer("uint32_t[]", latencies)
+    memory = ffi.cast("void *", address)
+    done = 0
+    while done < count:
+        wanted = min(step, count - done)
+        got = lib.lr_touch(
+            memory, length, page_size, orders[order], seed, first + done, wanted, target
+        )
+        room.extend(waited for waited in latencies[:got] if waited)
+        done += got
+        if got < wanted:
+            break
+    return done

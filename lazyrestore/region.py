@@ -1,0 +1,291 @@
+"""The memory of a restored region: a buffer like any other, whose pages come when touched."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from ._core import Core, touch
+from ._native import check, ffi, lib, new_problem
+from ._open import Image, check_range
+from .errors import KernelError
+
+if TYPE_CHECKING:
+    import numpy
+
+# Without NORESERVE 64 GiB of lazy memory are more than the kernel would commit to.
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+
+
+class _LazyMemory:
+    """What Region and PlacedRegion have in common. Knows its place in the image, and who loads it."""
+
+    _image: Image
+    _core: Core | None
+    _number: int
+    _waited: array[int]
+    address: int
+    closed: bool
+
+    def _begin(self, image: Image, core: Core | None, number: int, waited: array[int]) -> None:
+        self._image = image
+        self._core = core
+        self._number = number
+        self._waited = waited
+
+    @property
+    def name(self) -> str:
+        """The region's name in the image."""
+        return self._image.regions[self._number].name
+
+    @property
+    def length(self) -> int:
+        """Its length in bytes, as it was dumped."""
+        return self._image.regions[self._number].length
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        """What its owner wanted kept when it was dumped (dtype and shape of an array, ...)."""
+        return self._image.metadata(self.name)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Private page frames that it costs now. A zero page costs none until it is written."""
+        if not self.length:
+            return 0
+        self._check_open()
+        return check(lib.lr_memory_get_resident(self.address, self.length), what=self.name)
+
+    def array(self) -> numpy.ndarray[Any, Any]:
+        """A numpy array over this memory, with the dtype, shape and order that were dumped.
+
+        A region that was not dumped from an array is one of bytes: uint8, shape (length,). The
+        array is writable: writes stay private to this process. It keeps the region alive.
+
+        Raises:
+            ModuleNotFoundError: numpy is not installed.
+        """
+        from ._arrays import as_array
+
+        self._check_open()
+        return as_array(self, self.length, self.metadata)
+
+    def populate(
+        self, offset: int = 0, length: int | None = None, timeout: float | None = None
+    ) -> None:
+        """Load a range now, without the GIL, so that no touch of it waits.
+
+        Makes a range safe for system calls where userfaultfd is user-mode-only. Zero pages are
+        installed too, as the kernel's shared zero page.
+
+        Args:
+            offset: where to begin, in bytes.
+            length: how many bytes; None: to the end.
+            timeout: seconds; None: no limit. What is loaded by then stays.
+
+        Raises:
+            TimeoutError: it took longer.
+            RestoreError: a cluster of it cannot be loaded; it says which. Its pages are fenced.
+            ValueError: the range is not within the region, or the region is closed.
+        """
+        if length is None:
+            length = self.length - offset
+        check_range(self.name, offset, length, self.length)
+        if not self.length:
+            return
+        self._check_open()
+        if self._core is not None:
+            self._core.populate(self._number, offset, length, timeout)
+
+    def touch(
+        self, count: int | None = None, *, order: str = "sequential", first: int = 0, seed: int = 0
+    ) -> int:
+        """Read one byte of each of a number of pages, and time it: for measurements.
+
+        `SessionStats.touch_us` has the times of those that faulted.
+
+        Args:
+            count: how many pages; None: all.
+            order: "sequential", or "random": a permutation of the region's pages.
+            first: number of the first page in that order.
+            seed: chooses the permutation.
+
+        Returns:
+            How many pages were touched.
+        """
+        if order not in ("sequential", "random"):
+            raise ValueError(f"order is {order!r}: it can be 'sequential' or 'random'")
+        if not self.length:
+            return 0
+        self._check_open()
+        if count is None:
+            count = (self.length + 4095) // 4096
+        return touch(
+            self.address,
+            self.length,
+            order=order,
+            first=first,
+            count=count,
+            seed=seed,
+            room=self._waited,
+        )
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("the region is closed: restore the image again")
+
+
+class Region(_LazyMemory, mmap.mmap):  # type: ignore[misc]
+    """A restored region: an `mmap.mmap`, private and anonymous, of exactly the dumped length.
+
+    Whatever takes a buffer takes it: slices, memoryview, numpy, `readinto`, pickle 5. It cannot be
+    resized. It is served until its last view is gone.
+
+    Attributes:
+        address: of its first byte in this process.
+    """
+
+    def __new__(cls, length: int) -> Region:
+        return mmap.mmap.__new__(cls, -1, length, flags=_FLAGS)
+
+    def __init__(self, length: int) -> None:
+        # Ask for the address once: this view would keep the region from closing while it lives.
+        with ffi.from_buffer(self) as view:
+            self.address = int(ffi.cast("uintptr_t", view))
+
+    def resize(self, newsize: int) -> None:
+        """Refused: a region is as long as what was dumped."""
+        raise ValueError("a lazily restored region cannot be resized: copy it to where there is room")
+
+    def has_views(self) -> bool:
+        """True if something else uses its memory: an array, a memoryview."""
+        if self.closed:
+            return False
+        try:
+            # To the length that it has: changes nothing, but fails where there are views.
+            super().resize(len(self))
+        except BufferError:
+            return True
+        except (OSError, ValueError, SystemError):
+            return False
+        return False
+
+    def close(self) -> None:
+        """Unmap it.
+
+        Raises:
+            BufferError: there are views of it; nothing is changed.
+        """
+        if self.closed:
+            return
+        if self.has_views():
+            raise BufferError(
+                f"region {self.name!r} has views (arrays, memoryviews): let go of them first"
+            )
+        # No page may be installed once the memory is gone: the address may be somebody else's then.
+        served = self._core is not None and self._core.suspend(self._number)
+        try:
+            super().close()
+        except BufferError:
+            if served and self._core is not None:
+                self._core.resume(self._number)
+            raise
+        if served and self._core is not None:
+            self._core.detach(self._number)
+
+    def __del__(self) -> None:
+        # Before mmap's own end, which unmaps. There are no views: they would hold the region.
+        if hasattr(self, "_core"):
+            with contextlib.suppress(BufferError, ValueError):
+                self.close()
+
+    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
+        raise TypeError("a Region cannot be pickled: pickle its array, or bytes of it")
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"at {self.address:#x}"
+        return f"<lazyrestore.Region {self.name!r}: {self.length} bytes {state}>"
+
+
+class PlacedRegion(_LazyMemory):
+    """A restored region at the address that it had when it was dumped, or an empty one.
+
+    Has the buffer protocol and the methods of a Region, but is not an mmap: Python's cannot choose
+    an address. It cannot tell its views either: closing only lets go of it, and the memory is
+    unmapped with the last reference to it or to a view.
+
+    Attributes:
+        address: of its first byte in this process; 0 if it is empty.
+        closed: True when it was closed.
+    """
+
+    closed = False
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: Any) -> Any:
+        view = self._view()
+        return view[key].tobytes() if isinstance(key, slice) else view[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._view()[key] = value
+
+    def _view(self) -> memoryview:
+        self._check_open()
+        return memoryview(self).cast("B")  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Let go of the memory. What still uses it, views included, is served to its end."""
+        self.closed = True
+
+    def __del__(self) -> None:
+        if not hasattr(self, "_core") or not self.length:
+            return
+        # No page may be installed once the memory is gone: the address may be somebody else's then.
+        served = self._core is not None and self._core.suspend(self._number)
+        lib.lr_memory_unmap(self.address, self.length)
+        if served and self._core is not None:
+            self._core.detach(self._number)
+
+    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
+        raise TypeError("a PlacedRegion cannot be pickled: pickle its array, or bytes of it")
+
+    def __repr__(self) -> str:
+        return f"<lazyrestore.PlacedRegion {self.name!r}: {self.length} bytes at {self.address:#x}>"
+
+
+def placed_region(length: int, address: int) -> PlacedRegion:
+    """Map an empty region at `address`, and give it the buffer protocol.
+
+    A class with that protocol cannot be written in Python before 3.12, but ctypes arrays have it,
+    and can lie anywhere: so each placed region is of a class of its own length, made here.
+
+    Raises:
+        KernelError: something is at that address already; it says what.
+    """
+    if length:
+        problem = new_problem()
+        code = lib.lr_memory_map(address, length, problem)
+        if code == lib.LR_ERR_BUSY:
+            raise KernelError(_taken(address, length))
+        check(code, problem, what=f"cannot map {length} bytes at {address:#x}")
+    kind: Any = type("PlacedRegion", (PlacedRegion, ctypes.c_char * length), {})
+    region: PlacedRegion = kind.from_address(address) if length else kind()
+    region.address = address
+    return region
+
+
+def _taken(address: int, length: int) -> str:
+    message = f"cannot map {length} bytes at {address:#x}: that range is taken"
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            start, end = (int(part, 16) for part in line.split(maxsplit=1)[0].split("-"))
+            if start < address + length and address < end:
+                message += f" by {' '.join(line.split())}"
+                break
+    return f"{message}: restore it at any address, or in a process that has nothing there"

@@ -1,0 +1,169 @@
+"""A restored image in this process: a mapping from names to regions."""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Self
+
+from . import _latency
+from ._core import Core
+from ._open import Image
+from .errors import RegionNotFound
+from .region import PlacedRegion, Region
+from .reports import LoadError, SessionStats, TraceRecord
+
+
+class Session(Mapping[str, Region | PlacedRegion]):
+    """What `lazyrestore.restore` returns: name → region, in the order in which they were dumped.
+
+    A context manager. Leaving it never raises: regions that still have views (an array, say) are
+    served until the last view is gone.
+
+    Attributes:
+        lazy: True if pages come when touched, False if all were decoded at once.
+        path: the image.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        core: Core | None,
+        regions: Mapping[str, Region | PlacedRegion],
+        waited: array[int],
+    ) -> None:
+        self.path = image.path
+        self.lazy = core is not None
+        self._image = image
+        self._core = core
+        self._regions = dict(regions)
+        self._waited = waited
+        self._is_closed = False
+
+    def __getitem__(self, name: str) -> Region | PlacedRegion:
+        if self._is_closed:
+            raise ValueError(f"the session of {self.path} is closed: restore the image again")
+        try:
+            return self._regions[name]
+        except KeyError:
+            self._image.number(name)  # says which names there are
+            raise RegionNotFound(f"region {name!r} was not restored") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._regions)
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+    @property
+    def digest(self) -> str:
+        """The image's content digest, in hexadecimal."""
+        return self._image.digest
+
+    @property
+    def errors(self) -> list[LoadError]:
+        """What could not be loaded, oldest first (the first 1024). Its pages are fenced."""
+        return self._core.errors() if self._core is not None else []
+
+    def stats(self) -> SessionStats:
+        """What has happened so far."""
+        resident = 0
+        for region in self._regions.values():
+            with contextlib.suppress(ValueError):  # closed
+                resident += region.resident_bytes
+        touched = _latency.from_nanoseconds(self._waited)
+        if self._core is None:
+            return SessionStats(0, 0, 0, 0, 0, resident, touched, None, 0, "none")
+        raw = self._core.stats()
+        service = raw.service
+        return SessionStats(
+            faults=raw.faults,
+            pages_copied=raw.pages_copied,
+            pages_zeroed=raw.pages_zeroed,
+            clusters_decoded=raw.clusters_decoded,
+            payload_bytes_read=raw.payload_bytes_read,
+            resident_bytes=resident,
+            touch_us=touched,
+            service_us=_latency.from_histogram(
+                service.count, service.sum_ns, service.max_ns, list(service.buckets)
+            ),
+            errors=raw.errors,
+            privilege="full" if raw.privilege == 0 else "user-mode-only",
+        )
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all pages are resident.
+
+        Args:
+            timeout: seconds; None: no limit.
+
+        Returns:
+            True when all is there; False on timeout.
+
+        Raises:
+            ValueError: nothing fills this session in the background.
+        """
+        if self._core is None:
+            return True
+        raise ValueError(
+            "no background fill runs for this session: use populate() of its regions"
+        )
+
+    def read_trace(self, timeout: float | None = 0) -> list[TraceRecord]:
+        """Faults served since the last call; needs `restore(..., trace=N)`.
+
+        Args:
+            timeout: seconds to wait for the first; None: no limit.
+        """
+        return list(self._core.read_trace(timeout)) if self._core is not None else []
+
+    @property
+    def trace_lost(self) -> int:
+        """Faults that are missing in the trace because nobody read it in time."""
+        return int(self._core.stats().trace_lost) if self._core is not None else 0
+
+    def close(self) -> None:
+        """Unmap all regions and end the pager.
+
+        Raises:
+            BufferError: a region has views; nothing is changed. (Regions at their original address
+                cannot tell, and are unmapped when their last view is gone.)
+        """
+        if self._is_closed:
+            return
+        held = [
+            name
+            for name, region in self._regions.items()
+            if isinstance(region, Region) and region.has_views()
+        ]
+        if held:
+            names = ", ".join(repr(name) for name in held[:4]) + (", ..." if held[4:] else "")
+            raise BufferError(
+                f"{names}: there are views (arrays, memoryviews): let go of them first"
+            )
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._is_closed = True
+        for region in self._regions.values():
+            with contextlib.suppress(BufferError):
+                region.close()
+        # Regions that have views hold the pager; without any, it ends here.
+        self._regions = {}
+        self._core = None
+        self._image.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_closed:
+            self._let_go()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else "lazy" if self.lazy else "eager"
+        return f"<lazyrestore.Session {self.path!r}: {len(self._regions)} regions, {state}>"
