@@ -175,23 +175,30 @@ int64_t lr_uffd_copy(const struct lr_uffd *uffd, uint64_t to, const void *from, 
 {
 	struct uffdio_copy request = { .dst = to, .src = (uint64_t)(uintptr_t)from, .len = bytes };
 
-	return progress(ioctl(uffd->fd, UFFDIO_COPY, &request), request.copy);
+	/* Before the call below: what order its arguments are taken in, C does not say. */
+	int result = ioctl(uffd->fd, UFFDIO_COPY, &request);
+
+	return progress(result, request.copy);
 }
 
 int64_t lr_uffd_zeropage(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
 {
 	struct uffdio_zeropage request = { .range = { .start = to, .len = bytes } };
 
-	return progress(ioctl(uffd->fd, UFFDIO_ZEROPAGE, &request), request.zeropage);
+	int result = ioctl(uffd->fd, UFFDIO_ZEROPAGE, &request);
+
+	return progress(result, request.zeropage);
 }
 
 int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
 {
 	struct poison_request request = { .range = { .start = to, .len = bytes } };
+	int result;
 
 	if (!(uffd->features & LR_UFFD_FEATURE_POISON))
 		return -ENOTTY;
-	return progress(ioctl(uffd->fd, REQUEST_POISON, &request), request.updated);
+	result = ioctl(uffd->fd, REQUEST_POISON, &request);
+	return progress(result, request.updated);
 }
 
 void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
