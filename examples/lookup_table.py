@@ -38,7 +38,8 @@ def main() -> None:
                 print(f"{number:,} squared is {squares[number]:,}")
         took = time.perf_counter() - started
         stats = session.stats()
-    print(f"took {took * 1000:.1f} ms: {stats.faults} faults, {stats.resident_bytes:,} bytes loaded")
+    loaded = stats.resident_bytes
+    print(f"took {took * 1000:.1f} ms: {stats.faults} faults, {loaded:,} bytes loaded")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ static void show(const struct lr_region_info *region, const unsigned char *data)
 	       (int)region->name_bytes, region->name, region->length, (const void *)data,
 	       region->address);
 	if (region->length > 0)
-		printf("  first byte %#04x, middle %#04x, last %#04x\n", data[0],
+		printf("  first byte 0x%02x, middle 0x%02x, last 0x%02x\n", data[0],
 		       data[region->length / 2], data[region->length - 1]);
 }
 
