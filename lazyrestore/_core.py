@@ -34,15 +34,14 @@ class Core:
         found = ffi.new("lr_session **")
         problem = new_problem()
         self.image = image
-        self._handle = None
+        self._handle: CData = ffi.NULL
         code = lib.lr_session_open(image._handle, options, found, problem)
         check(code, problem, what=f"cannot restore {image.path} lazily: userfaultfd")
         self._handle = found[0]
 
     def __del__(self) -> None:
-        if self._handle is not None:
-            lib.lr_session_close(self._handle)
-            self._handle = None
+        lib.lr_session_close(self._handle)
+        self._handle = ffi.NULL
 
     def attach(self, number: int, address: int) -> None:
         """Restore a region lazily into an empty mapping."""

@@ -78,6 +78,10 @@ def _octave(value_ns: int) -> int:
 def _histogram(counts: dict[int, int]) -> tuple[tuple[float, float, int], ...]:
     def rows() -> Iterable[tuple[float, float, int]]:
         for octave in sorted(counts):
-            yield (0.0 if octave == 0 else float(1 << (octave - 1))), float(1 << octave), counts[octave]
+            yield (
+                (0.0 if octave == 0 else float(1 << (octave - 1))),
+                float(1 << octave),
+                counts[octave],
+            )
 
     return tuple(rows())

@@ -49,8 +49,7 @@ class Image:
         problem = new_problem()
         code = lib.lr_image_open(os.fsencode(self.path), found, problem)
         check(code, problem, what=what, file=self.path)
-        # Sessions and readers hold on to the handle, so that it outlives them all.
-        self._handle = ffi.gc(found[0], lib.lr_image_close)
+        self._handle: CData = ffi.gc(found[0], lib.lr_image_close)
         self._raw = ffi.new("struct lr_image_info *")
         lib.lr_image_get_info(self._handle, self._raw)
         self._is_closed = False
@@ -106,6 +105,16 @@ class Image:
         return bytes(ffi.buffer(self._open_raw().digest)).hex()
 
     @property
+    def cluster_size(self) -> int:
+        """Bytes of a region that are compressed together."""
+        return int(self._raw.cluster_size)
+
+    def first_cluster(self, number: int) -> int:
+        """Number of a region's first cluster, counted through the image."""
+        size = self.cluster_size
+        return sum(-(-region.length // size) for region in self.regions[:number])
+
+    @property
     def bytes_read_at_open(self) -> int:
         """How much of the file was read to open it."""
         return int(self._open_raw().bytes_read_at_open)
@@ -145,12 +154,13 @@ class Image:
         data = self._read_raw(self._raw.metadata_offset, self._raw.metadata_bytes)
         if lib.lr_crc32c(0, ffi.from_buffer(data), len(data)) != self._raw.metadata_crc32c:
             raise ImageError(f"{self.path}: the image's metadata is damaged: take another copy")
-        maps = msgpack.unpackb(data, strict_map_key=True)
+        maps: object = msgpack.unpackb(data, strict_map_key=True)
         if not isinstance(maps, list) or len(maps) != len(self.regions):
             raise ImageError(f"{self.path}: the image's metadata does not fit its regions")
-        if not isinstance(maps[number], dict):
+        found = maps[number]
+        if not isinstance(found, dict):
             raise ImageError(f"{self.path}: the metadata of region {name!r} is not a map")
-        return maps[number]
+        return found
 
     def number(self, name: str) -> int:
         """The region's number, in the order in which they were dumped.
@@ -206,14 +216,19 @@ class Image:
 
     def close(self) -> None:
         """Let go of the file; sessions and readers that use it keep it open until they end."""
-        self._is_closed = True
-        self._handle = None
+        if not self._is_closed:
+            self._is_closed = True
+            ffi.release(self._handle)
+            self._handle = ffi.NULL
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -226,10 +241,9 @@ class Reader:
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        self._image_handle = image._handle
         found = ffi.new("lr_reader **")
-        check(lib.lr_reader_open(self._image_handle, found), what=f"cannot read {image.path}")
-        self._handle = ffi.gc(found[0], lib.lr_reader_close)
+        check(lib.lr_reader_open(image._handle, found), what=f"cannot read {image.path}")
+        self._handle: CData = ffi.gc(found[0], lib.lr_reader_close)
 
     def read_into(
         self, number: int, offset: int, data: bytearray | memoryview, *, is_zeroed: bool = False
@@ -270,15 +284,18 @@ class Reader:
 
     def close(self) -> None:
         """Free the buffers."""
-        if self._handle is not None:
+        if self._handle != ffi.NULL:
             ffi.release(self._handle)
-            self._handle = None
+            self._handle = ffi.NULL
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -287,19 +304,14 @@ def raise_for_cluster(
     image: Image, number: int, code: int, problem: CData, kind: type[ClusterError] = ClusterError
 ) -> None:
     """Raise for a failed load, naming the region and where the cluster begins in it."""
-    cluster, offset = int(problem.cluster), None
-    region = ffi.new("struct lr_region_info *")
-    if lib.lr_image_get_region(image._handle, number, region) == 0 and region.first_cluster <= cluster:
-        offset = (cluster - region.first_cluster) * image._raw.cluster_size
-        if offset >= region.length:
-            offset = None
-    name = image.regions[number].name
+    info = image.regions[number]
+    offset = (int(problem.cluster) - image.first_cluster(number)) * image.cluster_size
     check(
         code,
         problem,
         what=f"cannot read {image.path}",
-        region=name,
-        offset=offset,
+        region=info.name,
+        offset=offset if 0 <= offset < info.length else None,
         cluster_error=kind,
     )
 

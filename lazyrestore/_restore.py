@@ -63,12 +63,15 @@ def restore(
             f"prefetch is {prefetch!r}: it can be 'none' or 'auto' (Region.populate loads a range)"
         )
     if privilege not in PRIVILEGES:
-        raise ValueError(f"privilege is {privilege!r}: it can be {', '.join(map(repr, PRIVILEGES))}")
+        raise ValueError(
+            f"privilege is {privilege!r}: it can be {', '.join(map(repr, PRIVILEGES))}"
+        )
     image = Image(path)
     core = _open_core(image, lazy, privilege, trace)
     waited = array("I")
     regions: dict[str, Region | PlacedRegion] = {}
     for number, info in enumerate(image.regions):
+        region: Region | PlacedRegion
         if at_original_address and info.length:
             region = _place(image, number)
         else:

@@ -9,7 +9,8 @@
     ├── ProcessError                 1   the process to dump is not there, ended, or cannot be read
     └── RegionNotFound               2   the image has no region of that name (also a KeyError)
 
-Each message says what happened, where, and what to do about it. The class owns the exit code of the command line.
+Each message says what happened, where, and what to do about it. The class owns the exit code of
+the command line.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ class ClusterError(ImageError):
     """
 
     def __init__(
-        self, message: str, *, region: str | None = None, offset: int | None = None, cluster: int | None = None
+        self,
+        message: str,
+        *,
+        region: str | None = None,
+        offset: int | None = None,
+        cluster: int | None = None,
     ) -> None:
         super().__init__(message)
         self.region = region

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import mmap
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ._core import Core, touch
 from ._native import check, ffi, lib, new_problem
@@ -15,6 +15,7 @@ from .errors import KernelError
 
 if TYPE_CHECKING:
     import numpy
+    from typing_extensions import Buffer
 
 # Without NORESERVE 64 GiB of lazy memory are more than the kernel would commit to.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -22,7 +23,7 @@ _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
 class _LazyMemory:
-    """What Region and PlacedRegion have in common. Knows its place in the image, and who loads it."""
+    """What Region and PlacedRegion have in common: their place in the image, and who loads them."""
 
     _image: Image
     _core: Core | None
@@ -139,7 +140,7 @@ class _LazyMemory:
             raise ValueError("the region is closed: restore the image again")
 
 
-class Region(_LazyMemory, mmap.mmap):  # type: ignore[misc]
+class Region(_LazyMemory, mmap.mmap):
     """A restored region: an `mmap.mmap`, private and anonymous, of exactly the dumped length.
 
     Whatever takes a buffer takes it: slices, memoryview, numpy, `readinto`, pickle 5. It cannot be
@@ -150,6 +151,7 @@ class Region(_LazyMemory, mmap.mmap):  # type: ignore[misc]
     """
 
     def __new__(cls, length: int) -> Region:
+        """Map empty memory; `lazyrestore.restore` then has it served."""
         return mmap.mmap.__new__(cls, -1, length, flags=_FLAGS)
 
     def __init__(self, length: int) -> None:
@@ -159,7 +161,7 @@ class Region(_LazyMemory, mmap.mmap):  # type: ignore[misc]
 
     def resize(self, newsize: int) -> None:
         """Refused: a region is as long as what was dumped."""
-        raise ValueError("a lazily restored region cannot be resized: copy it to where there is room")
+        raise ValueError("a restored region cannot be resized: copy it to where there is room")
 
     def has_views(self) -> bool:
         """True if something else uses its memory: an array, a memoryview."""
@@ -237,7 +239,7 @@ class PlacedRegion(_LazyMemory):
 
     def _view(self) -> memoryview:
         self._check_open()
-        return memoryview(self).cast("B")  # type: ignore[arg-type]
+        return memoryview(cast("Buffer", self)).cast("B")  # by ctypes, in `placed_region`
 
     def close(self) -> None:
         """Let go of the memory. What still uses it, views included, is served to its end."""

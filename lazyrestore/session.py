@@ -107,9 +107,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
         """
         if self._core is None:
             return True
-        raise ValueError(
-            "no background fill runs for this session: use populate() of its regions"
-        )
+        raise ValueError("no background fill runs for this session: use populate() of its regions")
 
     def read_trace(self, timeout: float | None = 0) -> list[TraceRecord]:
         """Faults served since the last call; needs `restore(..., trace=N)`.
@@ -150,16 +148,19 @@ class Session(Mapping[str, Region | PlacedRegion]):
         for region in self._regions.values():
             with contextlib.suppress(BufferError):
                 region.close()
-        # Regions that have views hold the pager; without any, it ends here.
+        # Regions that have views go on, and hold the pager and the image; without any, both end.
         self._regions = {}
         self._core = None
-        self._image.close()
+        self._waited = array("I")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if not self._is_closed:
             self._let_go()
