@@ -1,0 +1,149 @@
+"""A file that is there as a whole or not at all: docs/format.md, "Writing"."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+
+_FLUSH_BYTES = 4 << 20
+_FLUSH_PARTS = 512  # below IOV_MAX
+_NAME_BYTES = 200  # of the target's name in the temporary one's, which may have 255 in all
+
+
+class OutputFile:
+    """A temporary file beside `path`, which takes its place on `commit`.
+
+    Raises:
+        OSError: the folder is not there or not writable, or `path` is something that must not be
+            replaced (a folder, a device).
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.position = 0  # of what is appended next
+        self._parts: list[bytes | memoryview] = []
+        self._parts_bytes = 0
+        self._fd = self._folder = -1
+        self._temporary: str | None = None
+        folder, self._name = os.path.split(path)
+        try:
+            _refuse_target(path, self._name)
+            self._folder = _open_folder(folder or ".")
+            self._create()
+        except OSError as error:
+            self.discard()
+            raise OSError(error.errno, _reason(error), path) from None
+        except BaseException:
+            self.discard()
+            raise
+
+    def _create(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        start = os.fsdecode(os.fsencode(self._name)[:_NAME_BYTES])
+        while True:
+            # Known before it exists, so that an interrupt in between leaves nothing behind.
+            self._temporary = f".{start}.{secrets.token_hex(8)}.tmp"
+            try:
+                self._fd = os.open(self._temporary, flags, 0o600, dir_fd=self._folder)
+            except FileExistsError:
+                self._temporary = None  # another's
+                continue
+            os.fchmod(self._fd, 0o600)  # whatever the umask
+            return
+
+    def append(self, *parts: bytes | memoryview) -> None:
+        """Add bytes at the end. Parts are written later: they must not change until `flush`."""
+        for part in parts:
+            if len(part):
+                self._parts.append(part)
+                self._parts_bytes += len(part)
+                self.position += len(part)
+        if self._parts_bytes >= _FLUSH_BYTES or len(self._parts) >= _FLUSH_PARTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over to the kernel all that was appended."""
+        parts, self._parts, self._parts_bytes = self._parts, [], 0
+        start = 0
+        while start < len(parts):
+            try:
+                written = os.writev(self._fd, parts[start : start + _FLUSH_PARTS])
+            except OSError as error:
+                raise OSError(error.errno, _reason(error), self.path) from None
+            while start < len(parts) and written >= len(parts[start]):
+                written -= len(parts[start])
+                start += 1
+            if written:
+                parts[start] = memoryview(parts[start])[written:]
+
+    def commit(self) -> None:
+        """Make it durable and put it in the target's place."""
+        self.flush()
+        assert self._temporary is not None
+        try:
+            os.fsync(self._fd)
+            os.rename(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._temporary = None
+            with contextlib.suppress(PermissionError):  # a folder that is not readable: O_PATH
+                _sync_folder(self._folder)
+        except OSError as error:
+            raise OSError(error.errno, _reason(error), self.path) from None
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the temporary file, if it is still one. May be called again."""
+        self._parts = []
+        temporary, self._temporary = self._temporary, None
+        if temporary is not None and self._folder >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=self._folder)
+        for name in ("_fd", "_folder"):
+            fd = getattr(self, name)
+            setattr(self, name, -1)
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+
+def _refuse_target(path: str, name: str) -> None:
+    """A rename would replace whatever is there; only a file or a link may be."""
+    if name in ("", ".", ".."):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        message = "It is not a regular file, and an image would replace it"
+        raise FileExistsError(errno.EEXIST, message)
+
+
+def _open_folder(folder: str) -> int:
+    flags = os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(folder, flags | os.O_RDONLY)
+    except PermissionError:  # one may write to a folder without listing it
+        return os.open(folder, flags | os.O_PATH)
+
+
+def _sync_folder(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # O_PATH, or a file system that cannot: the rename is then as durable as it gets.
+        if error.errno not in (errno.EBADF, errno.EINVAL, errno.EROFS):
+            raise
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "No space left on device: free some, or write the image elsewhere"
+    if error.errno == errno.EFBIG:
+        return "File too large for the file system or the limit (ulimit -f)"
+    return error.strerror or str(error)
