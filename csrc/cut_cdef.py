@@ -59,6 +59,7 @@ _Value = CData  # FFI has an attribute of that name
 class FFI:
     NULL: ClassVar[_Value]
     CData: ClassVar[type]
+    error: ClassVar[type[Exception]]
     errno: int
 
     def new(self, cdecl: str, init: Any = ...) -> _Value: ...

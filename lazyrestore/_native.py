@@ -66,7 +66,7 @@ def _load() -> Lib:
         raise ImportError(f"cannot load the C core of lazyrestore: {error}: {again}") from error
     try:
         built_from = ffi.string(library.lr_header_hash()).decode()
-    except AttributeError as error:
+    except (AttributeError, ffi.error) as error:
         raise ImportError(f"{path} is not the C core of lazyrestore: {again}") from error
     if built_from != HEADER_HASH:
         raise ImportError(
