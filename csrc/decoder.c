@@ -1,4 +1,5 @@
-/* Decoders: one thread's means of turning a cluster's number into its bytes. All memory is had at open. */
+/* Decoders: one thread's means of turning a cluster's number into its bytes. All memory is had at
+ * open. */
 #include <string.h>
 #include <sys/mman.h>
 
@@ -17,7 +18,8 @@ int lr_decoder_open(struct lr_decoder *decoder, const struct lr_image *image)
 	if (code == LR_OK)
 		code = lr_index_cache_open(&decoder->cache, &image->index);
 	if (code == LR_OK) {
-		void *buffers = mmap(NULL, 2 * cluster_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		void *buffers = mmap(NULL, 2 * cluster_size, PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 		if (buffers == MAP_FAILED)
 			code = LR_ERR_NOMEM;
@@ -43,14 +45,15 @@ void lr_decoder_close(struct lr_decoder *decoder)
 	decoder->zstd = NULL;
 }
 
-int lr_decoder_find(struct lr_decoder *decoder, const struct lr_region_info *region, uint64_t cluster,
-		    struct lr_problem *ret_problem)
+int lr_decoder_find(struct lr_decoder *decoder, const struct lr_region_info *region,
+		    uint64_t cluster, struct lr_problem *ret_problem)
 {
 	uint32_t pages = lr_image_pages_in_cluster(decoder->image, region, cluster);
 
 	if (decoder->info.cluster == cluster)
 		return LR_OK;
-	return lr_index_find(&decoder->image->index, &decoder->cache, cluster, pages, &decoder->info, ret_problem);
+	return lr_index_find(&decoder->image->index, &decoder->cache, cluster, pages,
+			     &decoder->info, ret_problem);
 }
 
 int lr_decoder_decode(struct lr_decoder *decoder, struct lr_problem *ret_problem)
@@ -64,7 +67,8 @@ int lr_decoder_decode(struct lr_decoder *decoder, struct lr_problem *ret_problem
 	if (decoder->decoded_cluster == info->cluster || data_bytes == 0)
 		return LR_OK;
 	decoder->decoded_cluster = LR_NOWHERE;
-	code = lr_source_read(&decoder->image->source, info->payload_offset, stored, info->payload_bytes, ret_problem);
+	code = lr_source_read(&decoder->image->source, info->payload_offset, stored,
+			      info->payload_bytes, ret_problem);
 	if (code < 0) {
 		if (ret_problem)
 			ret_problem->cluster = info->cluster;
@@ -72,11 +76,14 @@ int lr_decoder_decode(struct lr_decoder *decoder, struct lr_problem *ret_problem
 	}
 	decoder->payload_bytes_read += info->payload_bytes;
 	if (lr_crc32c(0, stored, info->payload_bytes) != info->crc32c)
-		return lr_problem_set(ret_problem, LR_ERR_CHECKSUM, 0, info->cluster, info->payload_offset);
+		return lr_problem_set(ret_problem, LR_ERR_CHECKSUM, 0, info->cluster,
+				      info->payload_offset);
 	if (!raw) {
-		code = lr_zstd_decode(decoder->zstd, stored, info->payload_bytes, decoder->data, data_bytes);
+		code = lr_zstd_decode(decoder->zstd, stored, info->payload_bytes, decoder->data,
+				      data_bytes);
 		if (code < 0)
-			return lr_problem_set(ret_problem, code, 0, info->cluster, info->payload_offset);
+			return lr_problem_set(ret_problem, code, 0, info->cluster,
+					      info->payload_offset);
 	}
 	decoder->decoded_cluster = info->cluster;
 	decoder->clusters_decoded++;

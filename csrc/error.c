@@ -8,7 +8,7 @@ struct error_text {
 	const char *text;
 };
 
-#define ENTRY(code, text) { code, #code, text }
+#define ENTRY(code, text) {code, #code, text}
 
 static const struct error_text texts[] = {
 	ENTRY(LR_OK, "no error"),
@@ -64,7 +64,8 @@ const char *lr_error_name(int code)
 	return found ? found->name : "LR_ERR_UNKNOWN";
 }
 
-int lr_problem_set(struct lr_problem *problem, int code, int os_error, uint64_t cluster, uint64_t file_offset)
+int lr_problem_set(struct lr_problem *problem, int code, int os_error, uint64_t cluster,
+		   uint64_t file_offset)
 {
 	if (problem)
 		*problem = (struct lr_problem){

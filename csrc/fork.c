@@ -1,8 +1,8 @@
 /*
- * fork(): a child does not inherit the registration, and would read zeros for what the parent had not loaded. So lazy
- * regions are MADV_DONTFORK, and in a child made by fork() their addresses are held by memory without access: a touch
- * gives SIGSEGV, not zeros; and the memory object that the child inherited may unmap its range without hitting
- * something that was mapped there since.
+ * fork(): a child does not inherit the registration, and would read zeros for what the parent had
+ * not loaded. So lazy regions are MADV_DONTFORK, and in a child made by fork() their addresses are
+ * held by memory without access: a touch gives SIGSEGV, not zeros; and the memory object that the
+ * child inherited may unmap its range without hitting something that was mapped there since.
  */
 #include <sys/mman.h>
 #include <unistd.h>
@@ -17,7 +17,8 @@ static pthread_mutex_t sessions_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct lr_session *sessions;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* Held across fork so that the child finds the lists whole. Both locks are only ever held for moments. */
+/* Held across fork so that the child finds the lists whole. Both locks are only ever held for
+ * moments. */
 static void before_fork(void)
 {
 	pthread_mutex_lock(&sessions_lock);
@@ -39,7 +40,8 @@ static void after_fork_in_child(void)
 			const struct lr_range *range = session->target.by_address[i];
 
 			mmap((void *)(uintptr_t)range->start, range->bytes, PROT_NONE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1,
+			     0);
 		}
 	after_fork();
 	sessions = NULL;

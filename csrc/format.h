@@ -7,16 +7,19 @@
 
 #include <stdint.h>
 
-#define LR_FORMAT_VERSION 1u
+#define LR_FORMAT_VERSION        1u
 #define LR_FORMAT_CRITICAL_KNOWN 0ull
 
-#define LR_MAGIC "\x81\xablazyrestore"
-#define LR_MAGIC_BYTES 13u
+#define LR_MAGIC            "\x81\xablazyrestore"
+#define LR_MAGIC_BYTES      13u
 #define LR_HEADER_MAX_BYTES 65536u
 
-#define LR_FOOTER_PREFIX "\x81\xa6" "footer" "\xc4\xc0"
+#define LR_FOOTER_PREFIX                                                                           \
+	"\x81\xa6"                                                                                 \
+	"footer"                                                                                   \
+	"\xc4\xc0"
 #define LR_FOOTER_PREFIX_BYTES 10u
-#define LR_FOOTER_BYTES 192u
+#define LR_FOOTER_BYTES        192u
 #define LR_FOOTER_RECORD_BYTES (LR_FOOTER_PREFIX_BYTES + LR_FOOTER_BYTES)
 
 enum lr_footer_field {
@@ -58,7 +61,7 @@ enum lr_root_field {
 	LR_ROOT_RESERVED_2 = 96,
 };
 
-#define LR_REGION_BYTES 96u
+#define LR_REGION_BYTES      96u
 #define LR_REGION_CODEC_ZSTD 1u
 
 enum lr_region_field {
@@ -75,8 +78,8 @@ enum lr_region_field {
 	LR_REGION_RESERVED = 50,
 };
 
-#define LR_NODE_HEAD_BYTES 16u
-#define LR_NODE_FANOUT 256u
+#define LR_NODE_HEAD_BYTES  16u
+#define LR_NODE_FANOUT      256u
 #define LR_NODE_FANOUT_BITS 8u
 
 enum lr_node_field {
@@ -85,7 +88,7 @@ enum lr_node_field {
 	LR_NODE_FIRST_CLUSTER = 8,
 };
 
-#define LR_REF_BYTES 24u
+#define LR_REF_BYTES        24u
 #define LR_ENTRY_HEAD_BYTES 24u
 
 /* References and leaf entries begin alike. */
@@ -100,16 +103,16 @@ enum lr_entry_field {
 
 enum lr_ref_kind { LR_REF_HOLE = 0, LR_REF_ZERO = 1, LR_REF_NODE = 2 };
 
-#define LR_PAGE_SIZE_MIN 4096u
-#define LR_PAGE_SIZE_MAX 65536u
-#define LR_CLUSTER_SIZE_MIN 4096u
-#define LR_CLUSTER_SIZE_MAX (2u << 20)
+#define LR_PAGE_SIZE_MIN         4096u
+#define LR_PAGE_SIZE_MAX         65536u
+#define LR_CLUSTER_SIZE_MIN      4096u
+#define LR_CLUSTER_SIZE_MAX      (2u << 20)
 #define LR_PAGES_PER_CLUSTER_MAX (LR_CLUSTER_SIZE_MAX / LR_PAGE_SIZE_MIN)
-#define LR_PAGES_PER_WORD 32u
-#define LR_REGIONS_MAX (1u << 24)
-#define LR_NAME_BYTES_MAX 4096u
-#define LR_TREE_HEIGHT_MAX 8u
-#define LR_LENGTH_MAX (1ull << 62)
-#define LR_METADATA_BYTES_MAX (256u << 20)
+#define LR_PAGES_PER_WORD        32u
+#define LR_REGIONS_MAX           (1u << 24)
+#define LR_NAME_BYTES_MAX        4096u
+#define LR_TREE_HEIGHT_MAX       8u
+#define LR_LENGTH_MAX            (1ull << 62)
+#define LR_METADATA_BYTES_MAX    (256u << 20)
 
 #endif

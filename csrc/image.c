@@ -1,4 +1,5 @@
-/* Opening an image: footer, header, root and region table are validated here; the tree below the root is index.c's. */
+/* Opening an image: footer, header, root and region table are validated here; the tree below the
+ * root is index.c's. */
 #include "image.h"
 
 #include <stdlib.h>
@@ -28,7 +29,8 @@ static int fail(struct lr_problem *ret_problem, int code, uint64_t file_offset)
 	return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, file_offset);
 }
 
-static int check_footer_values(const struct footer *footer, uint64_t file_bytes, struct lr_problem *ret_problem)
+static int check_footer_values(const struct footer *footer, uint64_t file_bytes,
+			       struct lr_problem *ret_problem)
 {
 	const struct lr_image_info *info = &footer->info;
 	uint64_t end = file_bytes - LR_FOOTER_RECORD_BYTES;
@@ -42,7 +44,8 @@ static int check_footer_values(const struct footer *footer, uint64_t file_bytes,
 	if (info->header_bytes <= LR_MAGIC_BYTES || info->header_bytes > LR_HEADER_MAX_BYTES
 	    || info->header_bytes > end)
 		return fail(ret_problem, LR_ERR_FOOTER, end);
-	if (footer->root_bytes < LR_ROOT_BYTES || !lr_span_fits(footer->root_offset, footer->root_bytes, end))
+	if (footer->root_bytes < LR_ROOT_BYTES
+	    || !lr_span_fits(footer->root_offset, footer->root_bytes, end))
 		return fail(ret_problem, LR_ERR_FOOTER, end);
 	if (info->metadata_bytes == 0 || info->metadata_bytes > LR_METADATA_BYTES_MAX
 	    || !lr_span_fits(info->metadata_offset, info->metadata_bytes, end))
@@ -68,7 +71,8 @@ static int parse_footer(const uint8_t *record, uint64_t file_bytes, struct foote
 	info->critical = lr_span_u64(&span, LR_FOOTER_CRITICAL);
 	if (info->critical & ~LR_FORMAT_CRITICAL_KNOWN)
 		return fail(ret_problem, LR_ERR_FEATURE, end);
-	if (info->version == 0 || !lr_span_is_zero(&span, LR_FOOTER_RESERVED, LR_FOOTER_CRC - LR_FOOTER_RESERVED))
+	if (info->version == 0
+	    || !lr_span_is_zero(&span, LR_FOOTER_RESERVED, LR_FOOTER_CRC - LR_FOOTER_RESERVED))
 		return fail(ret_problem, LR_ERR_FOOTER, end);
 	info->compatible = lr_span_u64(&span, LR_FOOTER_COMPATIBLE);
 	info->page_size = lr_span_u32(&span, LR_FOOTER_PAGE_SIZE);
@@ -95,9 +99,10 @@ struct tail {
 	uint64_t bytes_read;
 };
 
-/* Get a part of the file, from the tail where it is there. Returns it in memory of its own, for the caller to free. */
-static int get_part(struct tail *tail, uint64_t offset, uint64_t bytes, uint32_t crc, int bad_crc, uint8_t **ret_part,
-		    struct lr_problem *ret_problem)
+/* Get a part of the file, from the tail where it is there. Returns it in memory of its own, for the
+ * caller to free. */
+static int get_part(struct tail *tail, uint64_t offset, uint64_t bytes, uint32_t crc, int bad_crc,
+		    uint8_t **ret_part, struct lr_problem *ret_problem)
 {
 	uint8_t *part = malloc(bytes);
 	int code = LR_OK;
@@ -120,7 +125,8 @@ static int get_part(struct tail *tail, uint64_t offset, uint64_t bytes, uint32_t
 	return LR_OK;
 }
 
-static int parse_root_head(struct lr_image *image, uint64_t root_offset, struct lr_problem *ret_problem)
+static int parse_root_head(struct lr_image *image, uint64_t root_offset,
+			   struct lr_problem *ret_problem)
 {
 	struct lr_span span = lr_span_of(image->root, image->root_bytes);
 	struct lr_image_info *info = &image->info;
@@ -139,7 +145,9 @@ static int parse_root_head(struct lr_image *image, uint64_t root_offset, struct 
 	if (info->region_count > LR_REGIONS_MAX || height < 1 || height > LR_TREE_HEIGHT_MAX
 	    || !lr_span_is_zero(&span, LR_ROOT_RESERVED_1, 4)
 	    || !lr_span_is_zero(&span, LR_ROOT_RESERVED_2, LR_ROOT_BYTES - LR_ROOT_RESERVED_2)
-	    || image->root_bytes != LR_ROOT_BYTES + (uint64_t)info->region_count * LR_REGION_BYTES + names_bytes)
+	    || image->root_bytes
+		       != LR_ROOT_BYTES + (uint64_t)info->region_count * LR_REGION_BYTES
+				  + names_bytes)
 		return fail(ret_problem, LR_ERR_ROOT, root_offset);
 	/* The smallest height that reaches all clusters, as the writer must have chosen it. */
 	reach = height == LR_TREE_HEIGHT_MAX ? UINT64_MAX : 1ull << (height * LR_NODE_FANOUT_BITS);
@@ -154,14 +162,18 @@ static int parse_root_head(struct lr_image *image, uint64_t root_offset, struct 
 
 static struct lr_span region_entry(const struct lr_image *image, uint32_t region)
 {
-	return lr_span_of(image->root + LR_ROOT_BYTES + (size_t)region * LR_REGION_BYTES, LR_REGION_BYTES);
+	return lr_span_of(image->root + LR_ROOT_BYTES + (size_t)region * LR_REGION_BYTES,
+			  LR_REGION_BYTES);
 }
 
-/* Regions must follow one another without gaps, in clusters, and their names lie within the names. */
-static int check_regions(const struct lr_image *image, uint64_t root_offset, struct lr_problem *ret_problem)
+/* Regions must follow one another without gaps, in clusters, and their names lie within the names.
+ */
+static int check_regions(const struct lr_image *image, uint64_t root_offset,
+			 struct lr_problem *ret_problem)
 {
 	const struct lr_image_info *info = &image->info;
-	uint64_t names_bytes = image->root_bytes - LR_ROOT_BYTES - (uint64_t)info->region_count * LR_REGION_BYTES;
+	uint64_t names_bytes =
+		image->root_bytes - LR_ROOT_BYTES - (uint64_t)info->region_count * LR_REGION_BYTES;
 	uint64_t clusters = 0, logical_bytes = 0;
 
 	for (uint32_t i = 0; i < info->region_count; i++) {
@@ -174,11 +186,14 @@ static int check_regions(const struct lr_image *image, uint64_t root_offset, str
 		if (length > LR_LENGTH_MAX - logical_bytes
 		    || count != length / info->cluster_size + (length % info->cluster_size != 0)
 		    || lr_span_u64(&span, LR_REGION_FIRST_CLUSTER) != clusters || name_bytes == 0
-		    || name_bytes > LR_NAME_BYTES_MAX || !lr_span_fits(name_offset, name_bytes, names_bytes)
-		    || lr_span_u32(&span, LR_REGION_PROTECTION) > 7 || lr_span_u32(&span, LR_REGION_FLAGS) > 1
+		    || name_bytes > LR_NAME_BYTES_MAX
+		    || !lr_span_fits(name_offset, name_bytes, names_bytes)
+		    || lr_span_u32(&span, LR_REGION_PROTECTION) > 7
+		    || lr_span_u32(&span, LR_REGION_FLAGS) > 1
 		    || lr_span_u8(&span, LR_REGION_CODEC) != LR_REGION_CODEC_ZSTD
 		    || lr_span_u8(&span, LR_REGION_FILTER) != 0
-		    || !lr_span_is_zero(&span, LR_REGION_RESERVED, LR_REGION_BYTES - LR_REGION_RESERVED))
+		    || !lr_span_is_zero(&span, LR_REGION_RESERVED,
+					LR_REGION_BYTES - LR_REGION_RESERVED))
 			return fail(ret_problem, LR_ERR_ROOT, root_offset);
 		clusters += count;
 		logical_bytes += length;
@@ -188,18 +203,21 @@ static int check_regions(const struct lr_image *image, uint64_t root_offset, str
 	return LR_OK;
 }
 
-static int check_header_and_metadata(struct tail *tail, const struct footer *footer, struct lr_problem *ret_problem)
+static int check_header_and_metadata(struct tail *tail, const struct footer *footer,
+				     struct lr_problem *ret_problem)
 {
 	uint8_t *part = NULL;
 	int code;
 
-	code = get_part(tail, 0, footer->info.header_bytes, footer->header_crc, LR_ERR_HEADER, &part, ret_problem);
+	code = get_part(tail, 0, footer->info.header_bytes, footer->header_crc, LR_ERR_HEADER,
+			&part, ret_problem);
 	free(part);
 	part = NULL;
-	/* Metadata is large only in images with very many regions; then its checksum is verified by who reads it. */
+	/* Metadata is large only in images with very many regions; then its checksum is verified by
+	 * who reads it. */
 	if (code == LR_OK && footer->info.metadata_offset >= tail->offset) {
-		code = get_part(tail, footer->info.metadata_offset, footer->info.metadata_bytes, footer->metadata_crc,
-				LR_ERR_METADATA, &part, ret_problem);
+		code = get_part(tail, footer->info.metadata_offset, footer->info.metadata_bytes,
+				footer->metadata_crc, LR_ERR_METADATA, &part, ret_problem);
 		free(part);
 	}
 	return code;
@@ -209,18 +227,18 @@ static int check_header_and_metadata(struct tail *tail, const struct footer *foo
 static int parse_image(struct lr_image *image, struct tail *tail, struct lr_problem *ret_problem)
 {
 	uint64_t file_bytes = image->source.bytes;
-	struct footer footer = { 0 };
+	struct footer footer = {0};
 	int code;
 
-	code = parse_footer(tail->data + (file_bytes - LR_FOOTER_RECORD_BYTES - tail->offset), file_bytes, &footer,
-			    ret_problem);
+	code = parse_footer(tail->data + (file_bytes - LR_FOOTER_RECORD_BYTES - tail->offset),
+			    file_bytes, &footer, ret_problem);
 	if (code < 0)
 		return code;
 	code = check_header_and_metadata(tail, &footer, ret_problem);
 	if (code < 0)
 		return code;
-	code = get_part(tail, footer.root_offset, footer.root_bytes, footer.root_crc, LR_ERR_ROOT, &image->root,
-			ret_problem);
+	code = get_part(tail, footer.root_offset, footer.root_bytes, footer.root_crc, LR_ERR_ROOT,
+			&image->root, ret_problem);
 	if (code < 0)
 		return code;
 	image->info = footer.info;
@@ -235,12 +253,16 @@ static int parse_image(struct lr_image *image, struct tail *tail, struct lr_prob
 	image->index.limit = file_bytes - LR_FOOTER_RECORD_BYTES;
 	image->index.page_size = image->info.page_size;
 	image->index.pages_per_cluster = image->info.cluster_size / image->info.page_size;
-	image->index.entry_bytes = LR_ENTRY_HEAD_BYTES
-				   + 8 * ((image->index.pages_per_cluster + LR_PAGES_PER_WORD - 1) / LR_PAGES_PER_WORD);
+	image->index.entry_bytes =
+		LR_ENTRY_HEAD_BYTES
+		+ 8
+			  * ((image->index.pages_per_cluster + LR_PAGES_PER_WORD - 1)
+			     / LR_PAGES_PER_WORD);
 	return code;
 }
 
-static int read_tail(const struct lr_source *source, struct tail *ret_tail, struct lr_problem *ret_problem)
+static int read_tail(const struct lr_source *source, struct tail *ret_tail,
+		     struct lr_problem *ret_problem)
 {
 	uint64_t bytes = source->bytes < TAIL_BYTES ? source->bytes : TAIL_BYTES;
 	uint8_t magic[LR_MAGIC_BYTES];
@@ -268,7 +290,7 @@ static int read_tail(const struct lr_source *source, struct tail *ret_tail, stru
 
 int lr_image_open(const char *path, lr_image **ret_image, struct lr_problem *ret_problem)
 {
-	struct tail tail = { 0 };
+	struct tail tail = {0};
 	lr_image *image;
 	int code;
 
@@ -355,7 +377,8 @@ int lr_image_read_raw(const lr_image *image, uint64_t offset, void *ret_data, ui
 	return lr_source_read(&image->source, offset, ret_data, bytes, ret_problem);
 }
 
-uint32_t lr_image_pages_in_cluster(const struct lr_image *image, const struct lr_region_info *region, uint64_t cluster)
+uint32_t lr_image_pages_in_cluster(const struct lr_image *image,
+				   const struct lr_region_info *region, uint64_t cluster)
 {
 	uint64_t begin = (cluster - region->first_cluster) * image->info.cluster_size;
 	uint64_t bytes = region->length - begin;

@@ -17,7 +17,8 @@ int lr_index_parse_ref(const uint8_t *data, uint64_t bytes, struct lr_ref *ret_r
 	ret_ref->bytes = lr_span_u32(&span, LR_ENTRY_SIZE);
 	ret_ref->crc32c = lr_span_u32(&span, LR_ENTRY_CRC);
 	ret_ref->kind = lr_span_u8(&span, LR_ENTRY_KIND);
-	if (!lr_span_is_zero(&span, LR_ENTRY_RESERVED, LR_REF_BYTES - LR_ENTRY_RESERVED) || span.bad)
+	if (!lr_span_is_zero(&span, LR_ENTRY_RESERVED, LR_REF_BYTES - LR_ENTRY_RESERVED)
+	    || span.bad)
 		return LR_ERR_NODE;
 	switch (ret_ref->kind) {
 	case LR_REF_HOLE:
@@ -54,19 +55,22 @@ void lr_index_cache_close(struct lr_index_cache *cache)
 
 static uint32_t slot_of(uint64_t offset)
 {
-	/* Node offsets are neither aligned nor evenly spaced: spread them by a multiplicative hash. */
+	/* Node offsets are neither aligned nor evenly spaced: spread them by a multiplicative hash.
+	 */
 	return (uint32_t)((offset * 0x9e3779b97f4a7c15ull) >> 58) % LR_INDEX_CACHE_SLOTS;
 }
 
 /* Get a node's payload into the cache: its bytes, or NULL with the problem set. */
-static const uint8_t *get_node(const struct lr_index *index, struct lr_index_cache *cache, const struct lr_ref *ref,
-			       uint64_t cluster, struct lr_problem *ret_problem)
+static const uint8_t *get_node(const struct lr_index *index, struct lr_index_cache *cache,
+			       const struct lr_ref *ref, uint64_t cluster,
+			       struct lr_problem *ret_problem)
 {
 	uint32_t slot = slot_of(ref->offset);
 	uint8_t *node = cache->nodes + (size_t)slot * cache->node_bytes;
 	int code;
 
-	if (ref->bytes < LR_NODE_HEAD_BYTES || ref->bytes > cache->node_bytes || ref->offset < LR_MAGIC_BYTES
+	if (ref->bytes < LR_NODE_HEAD_BYTES || ref->bytes > cache->node_bytes
+	    || ref->offset < LR_MAGIC_BYTES
 	    || !lr_span_fits(ref->offset, ref->bytes, index->limit)) {
 		lr_problem_set(ret_problem, LR_ERR_NODE, 0, cluster, ref->offset);
 		return NULL;
@@ -91,9 +95,10 @@ static const uint8_t *get_node(const struct lr_index *index, struct lr_index_cac
 	return node;
 }
 
-/* The entry of `cluster` in a node of `level`, or NULL where the node is not what its place in the tree says. */
-static const uint8_t *find_entry(const struct lr_index *index, const struct lr_ref *ref, const uint8_t *node,
-				 uint32_t level, uint64_t cluster)
+/* The entry of `cluster` in a node of `level`, or NULL where the node is not what its place in the
+ * tree says. */
+static const uint8_t *find_entry(const struct lr_index *index, const struct lr_ref *ref,
+				 const uint8_t *node, uint32_t level, uint64_t cluster)
 {
 	struct lr_span span = lr_span_of(node, ref->bytes);
 	uint32_t entry_bytes = level == 0 ? index->entry_bytes : LR_REF_BYTES;
@@ -102,8 +107,9 @@ static const uint8_t *find_entry(const struct lr_index *index, const struct lr_r
 	uint32_t slot = (uint32_t)(cluster >> shift) % LR_NODE_FANOUT;
 	uint64_t first = cluster >> shift >> LR_NODE_FANOUT_BITS << LR_NODE_FANOUT_BITS << shift;
 
-	if (lr_span_u32(&span, LR_NODE_LEVEL) != level || lr_span_u64(&span, LR_NODE_FIRST_CLUSTER) != first
-	    || count > LR_NODE_FANOUT || slot >= count || ref->bytes != LR_NODE_HEAD_BYTES + count * entry_bytes)
+	if (lr_span_u32(&span, LR_NODE_LEVEL) != level
+	    || lr_span_u64(&span, LR_NODE_FIRST_CLUSTER) != first || count > LR_NODE_FANOUT
+	    || slot >= count || ref->bytes != LR_NODE_HEAD_BYTES + count * entry_bytes)
 		return NULL;
 	return node + LR_NODE_HEAD_BYTES + (size_t)slot * entry_bytes;
 }
@@ -146,10 +152,12 @@ static bool entry_adds_up(const struct lr_index *index, const struct lr_cluster_
 		return false;
 	if (info->kind == LR_CLUSTER_RAW)
 		return info->payload_bytes == data_bytes;
-	return info->kind == LR_CLUSTER_ZSTD && info->payload_bytes > 0 && info->payload_bytes < data_bytes;
+	return info->kind == LR_CLUSTER_ZSTD && info->payload_bytes > 0
+	       && info->payload_bytes < data_bytes;
 }
 
-static int parse_leaf_entry(const struct lr_index *index, const uint8_t *entry, struct lr_cluster_info *info)
+static int parse_leaf_entry(const struct lr_index *index, const uint8_t *entry,
+			    struct lr_cluster_info *info)
 {
 	struct lr_span span = lr_span_of(entry, index->entry_bytes);
 
@@ -163,13 +171,14 @@ static int parse_leaf_entry(const struct lr_index *index, const uint8_t *entry, 
 		info->states[word] = states;
 		info->data_pages += (uint32_t)__builtin_popcountll(states & 0xaaaaaaaaaaaaaaaaull);
 	}
-	if (!lr_span_is_zero(&span, LR_ENTRY_RESERVED, LR_ENTRY_STATES - LR_ENTRY_RESERVED) || span.bad
-	    || !entry_adds_up(index, info))
+	if (!lr_span_is_zero(&span, LR_ENTRY_RESERVED, LR_ENTRY_STATES - LR_ENTRY_RESERVED)
+	    || span.bad || !entry_adds_up(index, info))
 		return LR_ERR_ENTRY;
 	return LR_OK;
 }
 
-/* Clusters from `cluster` to the end of the span of 256^height clusters that it is in, or of the image. */
+/* Clusters from `cluster` to the end of the span of 256^height clusters that it is in, or of the
+ * image. */
 static uint64_t run_to_end_of_span(const struct lr_index *index, uint64_t cluster, uint32_t height)
 {
 	uint64_t rest = index->cluster_count - cluster;
@@ -182,13 +191,14 @@ static uint64_t run_to_end_of_span(const struct lr_index *index, uint64_t cluste
 	return span < rest ? span : rest;
 }
 
-int lr_index_find(const struct lr_index *index, struct lr_index_cache *cache, uint64_t cluster, uint32_t pages,
-		  struct lr_cluster_info *ret_info, struct lr_problem *ret_problem)
+int lr_index_find(const struct lr_index *index, struct lr_index_cache *cache, uint64_t cluster,
+		  uint32_t pages, struct lr_cluster_info *ret_info, struct lr_problem *ret_problem)
 {
 	struct lr_cluster_info info = {
 		.cluster = cluster,
 		.pages = pages,
-		.state_words = (index->pages_per_cluster + LR_PAGES_PER_WORD - 1) / LR_PAGES_PER_WORD,
+		.state_words =
+			(index->pages_per_cluster + LR_PAGES_PER_WORD - 1) / LR_PAGES_PER_WORD,
 		.run = 1,
 	};
 	struct lr_ref ref = index->root;
@@ -202,7 +212,8 @@ int lr_index_find(const struct lr_index *index, struct lr_index_cache *cache, ui
 		const uint8_t *node;
 
 		if (ref.kind != LR_REF_NODE) {
-			set_uniform(&info, ref.kind == LR_REF_ZERO ? LR_CLUSTER_ZERO : LR_CLUSTER_HOLE);
+			set_uniform(&info,
+				    ref.kind == LR_REF_ZERO ? LR_CLUSTER_ZERO : LR_CLUSTER_HOLE);
 			info.run = run_to_end_of_span(index, cluster, level + 1);
 			*ret_info = info;
 			return LR_OK;

@@ -1,7 +1,8 @@
 /*
- * The page-to-cluster look-up: a radix tree of nodes in the file (docs/format.md, "Index"), read on demand. Floor 2.
- * struct lr_index is immutable and shared; a struct lr_index_cache belongs to one thread at a time. A look-up allocates
- * nothing: the cache is mapped when it is opened, and costs memory only as far as it is used.
+ * The page-to-cluster look-up: a radix tree of nodes in the file (docs/format.md, "Index"), read on
+ * demand. Floor 2. struct lr_index is immutable and shared; a struct lr_index_cache belongs to one
+ * thread at a time. A look-up allocates nothing: the cache is mapped when it is opened, and costs
+ * memory only as far as it is used.
  */
 #ifndef LR_INDEX_H
 #define LR_INDEX_H
@@ -13,27 +14,27 @@ struct lr_ref {
 	uint64_t offset;
 	uint32_t bytes;
 	uint32_t crc32c;
-	uint8_t kind;                 /* enum lr_ref_kind */
+	uint8_t kind; /* enum lr_ref_kind */
 };
 
 struct lr_index {
 	const struct lr_source *source;
 	struct lr_ref root;
 	uint64_t cluster_count;
-	uint64_t limit;               /* payloads end before this offset */
+	uint64_t limit; /* payloads end before this offset */
 	uint32_t height;
 	uint32_t page_size;
 	uint32_t pages_per_cluster;
-	uint32_t entry_bytes;         /* of a leaf */
+	uint32_t entry_bytes; /* of a leaf */
 };
 
 #define LR_INDEX_CACHE_SLOTS 64u
 
 struct lr_index_cache {
-	uint8_t *nodes;               /* slots × node_bytes */
+	uint8_t *nodes; /* slots × node_bytes */
 	uint32_t node_bytes;
 	struct {
-		uint64_t offset;      /* of the payload; 0: empty */
+		uint64_t offset; /* of the payload; 0: empty */
 		uint32_t bytes;
 		uint32_t crc32c;
 	} slots[LR_INDEX_CACHE_SLOTS];
@@ -45,13 +46,15 @@ int lr_index_parse_ref(const uint8_t *data, uint64_t bytes, struct lr_ref *ret_r
 int lr_index_cache_open(struct lr_index_cache *cache, const struct lr_index *index);
 void lr_index_cache_close(struct lr_index_cache *cache);
 
-/* Look up a cluster whose region has `pages` pages in it. Fills all of *ret_info but nothing on failure. */
-int lr_index_find(const struct lr_index *index, struct lr_index_cache *cache, uint64_t cluster, uint32_t pages,
-		  struct lr_cluster_info *ret_info, struct lr_problem *ret_problem);
+/* Look up a cluster whose region has `pages` pages in it. Fills all of *ret_info but nothing on
+ * failure. */
+int lr_index_find(const struct lr_index *index, struct lr_index_cache *cache, uint64_t cluster,
+		  uint32_t pages, struct lr_cluster_info *ret_info, struct lr_problem *ret_problem);
 
 static inline uint32_t lr_states_get(const uint64_t *states, uint32_t page)
 {
-	return (uint32_t)(states[page / LR_PAGES_PER_WORD] >> (2 * (page % LR_PAGES_PER_WORD))) & 3u;
+	return (uint32_t)(states[page / LR_PAGES_PER_WORD] >> (2 * (page % LR_PAGES_PER_WORD)))
+	       & 3u;
 }
 
 #endif

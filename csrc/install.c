@@ -5,8 +5,8 @@
 #include <sys/mman.h>
 #include <time.h>
 
-static int64_t install_once(const struct lr_target *target, enum lr_install_kind kind, uint64_t to, const uint8_t *from,
-			    uint64_t bytes)
+static int64_t install_once(const struct lr_target *target, enum lr_install_kind kind, uint64_t to,
+			    const uint8_t *from, uint64_t bytes)
 {
 	switch (kind) {
 	case LR_INSTALL_COPY:
@@ -20,16 +20,17 @@ static int64_t install_once(const struct lr_target *target, enum lr_install_kind
 
 static void pause_for_memory(void)
 {
-	struct timespec pause = { .tv_nsec = 1000000 };
+	struct timespec pause = {.tv_nsec = 1000000};
 
 	nanosleep(&pause, NULL);
 }
 
-int lr_install(const struct lr_target *target, const struct lr_range *range, enum lr_install_kind kind, uint64_t to,
-	       const uint8_t *from, uint64_t bytes, uint64_t *pages, int *ret_os_error)
+int lr_install(const struct lr_target *target, const struct lr_range *range,
+	       enum lr_install_kind kind, uint64_t to, const uint8_t *from, uint64_t bytes,
+	       uint64_t *pages, int *ret_os_error)
 {
 	uint64_t page = target->host_page;
-	uint64_t step = bytes;        /* how much to ask for at once */
+	uint64_t step = bytes; /* how much to ask for at once */
 
 	while (bytes > 0) {
 		int64_t done = install_once(target, kind, to, from, step < bytes ? step : bytes);
@@ -42,11 +43,13 @@ int lr_install(const struct lr_target *target, const struct lr_range *range, enu
 			lr_uffd_wake(&target->uffd, to, page);
 			done = (int64_t)page;
 		} else if (done == -ENOENT && step > page) {
-			/* The run crosses the end of a mapping that was split: page by page from here. */
+			/* The run crosses the end of a mapping that was split: page by page from
+			 * here. */
 			step = page;
 			continue;
 		} else if (done == -ENOENT) {
-			/* This page was unmapped or given to somebody else: nobody may wait for it. */
+			/* This page was unmapped or given to somebody else: nobody may wait for it.
+			 */
 			lr_uffd_wake(&target->uffd, to, page);
 			done = (int64_t)page;
 		} else if (done == -EAGAIN || done == 0) {
@@ -69,15 +72,18 @@ int lr_install(const struct lr_target *target, const struct lr_range *range, enu
 	return LR_OK;
 }
 
-int lr_install_fence(const struct lr_target *target, const struct lr_range *range, uint64_t to, uint64_t bytes)
+int lr_install_fence(const struct lr_target *target, const struct lr_range *range, uint64_t to,
+		     uint64_t bytes)
 {
 	uint64_t pages = 0;
 	int os_error = 0;
 
-	if (lr_install(target, range, LR_INSTALL_POISON, to, NULL, bytes, &pages, &os_error) == LR_OK)
+	if (lr_install(target, range, LR_INSTALL_POISON, to, NULL, bytes, &pages, &os_error)
+	    == LR_OK)
 		return 1;
-	/* Older kernels: take the access away, in this process's own memory. Splits the mapping; if the kernel allows no
-	 * more of those, take it from the whole range rather than let anyone read zeros. */
+	/* Older kernels: take the access away, in this process's own memory. Splits the mapping; if
+	 * the kernel allows no more of those, take it from the whole range rather than let anyone
+	 * read zeros. */
 	if (mprotect((void *)(uintptr_t)to, bytes, PROT_NONE) == 0
 	    || mprotect((void *)(uintptr_t)range->start, range->bytes, PROT_NONE) == 0) {
 		lr_uffd_wake(&target->uffd, to, bytes);

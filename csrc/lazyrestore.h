@@ -1,8 +1,9 @@
 /*
  * lazyrestore: memory checkpoints that open at once.
  *
- * The one public header of liblazyrestore. An image (see docs/format.md) holds the compressed pages of memory regions;
- * a session restores them lazily into this process: pages arrive when they are first touched.
+ * The one public header of liblazyrestore. An image (see docs/format.md) holds the compressed pages
+ * of memory regions; a session restores them lazily into this process: pages arrive when they are
+ * first touched.
  *
  *     lr_image *image; lr_session *session; void *data;
  *     if (lr_image_open("state.lzr", &image, NULL) == LR_OK
@@ -10,13 +11,14 @@
  *         && lr_session_map(session, 0, &data, NULL) == LR_OK)
  *             use(data);
  *
- * Conventions. Functions return LR_OK (0) or more, or a negative LR_ERR_* code that lr_strerror() puts into words. Where
- * a function takes `struct lr_problem *ret_problem` it may be NULL; it is filled on failure only, and says where.
- * Closing functions take NULL. Sizes and offsets are bytes, times are nanoseconds, unless the name says otherwise.
- * The library never prints, never exits, never calls back, and never touches the memory that it restores.
+ * Conventions. Functions return LR_OK (0) or more, or a negative LR_ERR_* code that lr_strerror()
+ * puts into words. Where a function takes `struct lr_problem *ret_problem` it may be NULL; it is
+ * filled on failure only, and says where. Closing functions take NULL. Sizes and offsets are bytes,
+ * times are nanoseconds, unless the name says otherwise. The library never prints, never exits,
+ * never calls back, and never touches the memory that it restores.
  *
- * Threads. An lr_image may be used by any number of threads at once; so may an lr_session, but for open and close. An
- * lr_reader, lr_freeze or lr_seen belongs to one thread at a time.
+ * Threads. An lr_image may be used by any number of threads at once; so may an lr_session, but for
+ * open and close. An lr_reader, lr_freeze or lr_seen belongs to one thread at a time.
  */
 #ifndef LAZYRESTORE_H
 #define LAZYRESTORE_H
@@ -31,49 +33,54 @@ extern "C" {
 /* The library is compiled with hidden visibility: what is declared here is all that it exports. */
 #pragma GCC visibility push(default)
 
-/* What stands between the next marker and its end is also the cffi binding's cdef: plain declarations only. */
+/* What stands between the next marker and its end is also the cffi binding's cdef: plain
+ * declarations only. */
 /* cffi: begin */
 
-/* ---- Errors ---------------------------------------------------------------------------------------------------- */
+/* ---- Errors
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 enum lr_error {
 	LR_OK = 0,
-	LR_ERR_ARGUMENT = -1,         /* the caller passed something that cannot be */
-	LR_ERR_NOMEM = -2,            /* out of memory or address space */
-	LR_ERR_IO = -3,               /* reading failed; os_error says how */
-	LR_ERR_NOT_FOUND = -4,        /* no such file, process or region */
-	LR_ERR_PERMISSION = -5,       /* the kernel refused: rights are missing */
-	LR_ERR_UNSUPPORTED = -6,      /* the kernel lacks something that is needed; os_error or feature says what */
-	LR_ERR_BUSY = -7,             /* another userfaultfd holds the range, or the address is taken */
-	LR_ERR_TIMEOUT = -8,          /* not done before the deadline */
-	LR_ERR_NO_ZSTD = -9,          /* libzstd.so.1 could not be loaded */
-	LR_ERR_SYSTEM = -10,          /* another system call failed; os_error says how */
-	LR_ERR_GONE = -11,            /* the process ended, or its memory is gone */
-	LR_ERR_LIMIT = -12,           /* out of file descriptors, mappings or threads */
-	LR_ERR_CLOSED = -13,          /* the region was detached from its session */
-	LR_ERR_PAGE_SIZE = -14,       /* this kernel's pages are larger than the image's clusters */
+	LR_ERR_ARGUMENT = -1,   /* the caller passed something that cannot be */
+	LR_ERR_NOMEM = -2,      /* out of memory or address space */
+	LR_ERR_IO = -3,         /* reading failed; os_error says how */
+	LR_ERR_NOT_FOUND = -4,  /* no such file, process or region */
+	LR_ERR_PERMISSION = -5, /* the kernel refused: rights are missing */
+	LR_ERR_UNSUPPORTED =
+		-6, /* the kernel lacks something that is needed; os_error or feature says what */
+	LR_ERR_BUSY = -7,       /* another userfaultfd holds the range, or the address is taken */
+	LR_ERR_TIMEOUT = -8,    /* not done before the deadline */
+	LR_ERR_NO_ZSTD = -9,    /* libzstd.so.1 could not be loaded */
+	LR_ERR_SYSTEM = -10,    /* another system call failed; os_error says how */
+	LR_ERR_GONE = -11,      /* the process ended, or its memory is gone */
+	LR_ERR_LIMIT = -12,     /* out of file descriptors, mappings or threads */
+	LR_ERR_CLOSED = -13,    /* the region was detached from its session */
+	LR_ERR_PAGE_SIZE = -14, /* this kernel's pages are larger than the image's clusters */
 
-	LR_ERR_EMPTY = -20,           /* the file is empty */
-	LR_ERR_MAGIC = -21,           /* the file does not begin as an image */
-	LR_ERR_TRUNCATED = -22,       /* begins as an image, but has no footer: cut short, or never finished */
-	LR_ERR_FOOTER = -23,          /* the footer's checksum or contents are wrong */
-	LR_ERR_VERSION = -24,         /* made by a newer version */
-	LR_ERR_FEATURE = -25,         /* uses a feature that this version does not know */
-	LR_ERR_HEADER = -26,          /* the header's checksum or contents are wrong */
-	LR_ERR_ROOT = -27,            /* the root's checksum or contents are wrong */
-	LR_ERR_METADATA = -28,        /* the metadata's checksum or place is wrong */
-	LR_ERR_NODE = -29,            /* an index node's checksum or contents are wrong */
-	LR_ERR_ENTRY = -30,           /* an index entry contradicts itself or points outside the file */
-	LR_ERR_SHORT = -31,           /* the file ended where a cluster or node should be: it shrank */
-	LR_ERR_CHECKSUM = -32,        /* a cluster's checksum is wrong */
-	LR_ERR_FRAME = -33,           /* a cluster's zstd frame does not decode to what it should */
+	LR_ERR_EMPTY = -20, /* the file is empty */
+	LR_ERR_MAGIC = -21, /* the file does not begin as an image */
+	LR_ERR_TRUNCATED =
+		-22, /* begins as an image, but has no footer: cut short, or never finished */
+	LR_ERR_FOOTER = -23,   /* the footer's checksum or contents are wrong */
+	LR_ERR_VERSION = -24,  /* made by a newer version */
+	LR_ERR_FEATURE = -25,  /* uses a feature that this version does not know */
+	LR_ERR_HEADER = -26,   /* the header's checksum or contents are wrong */
+	LR_ERR_ROOT = -27,     /* the root's checksum or contents are wrong */
+	LR_ERR_METADATA = -28, /* the metadata's checksum or place is wrong */
+	LR_ERR_NODE = -29,     /* an index node's checksum or contents are wrong */
+	LR_ERR_ENTRY = -30,    /* an index entry contradicts itself or points outside the file */
+	LR_ERR_SHORT = -31,    /* the file ended where a cluster or node should be: it shrank */
+	LR_ERR_CHECKSUM = -32, /* a cluster's checksum is wrong */
+	LR_ERR_FRAME = -33,    /* a cluster's zstd frame does not decode to what it should */
 };
 
 struct lr_problem {
-	int32_t code;                 /* LR_ERR_* */
-	int32_t os_error;             /* errno, or 0 */
-	uint64_t cluster;             /* number of the cluster, or UINT64_MAX */
-	uint64_t file_offset;         /* offset in the image, or UINT64_MAX */
+	int32_t code;         /* LR_ERR_* */
+	int32_t os_error;     /* errno, or 0 */
+	uint64_t cluster;     /* number of the cluster, or UINT64_MAX */
+	uint64_t file_offset; /* offset in the image, or UINT64_MAX */
 };
 
 /* One sentence for a code: what is wrong. Never NULL. */
@@ -82,12 +89,15 @@ const char *lr_strerror(int code);
 const char *lr_error_name(int code);
 /* The library's version, as "0.1.0". */
 const char *lr_version(void);
-/* SHA-256 in hex of the header that the library was built from: a binding compares it with its own. */
+/* SHA-256 in hex of the header that the library was built from: a binding compares it with its own.
+ */
 const char *lr_header_hash(void);
 /* Load libzstd now rather than with the first image. 0, or LR_ERR_NO_ZSTD. */
 int lr_init(void);
 
-/* ---- Images ---------------------------------------------------------------------------------------------------- */
+/* ---- Images
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 typedef struct lr_image lr_image;
 
@@ -98,7 +108,7 @@ enum lr_cluster_kind {
 	LR_CLUSTER_ZERO = 1,
 	LR_CLUSTER_ZSTD = 2,
 	LR_CLUSTER_RAW = 3,
-	LR_CLUSTER_MIXED = 4,         /* holes and zero pages, no data */
+	LR_CLUSTER_MIXED = 4, /* holes and zero pages, no data */
 };
 
 struct lr_image_info {
@@ -120,7 +130,7 @@ struct lr_image_info {
 	uint64_t metadata_offset;
 	uint64_t metadata_bytes;
 	uint64_t bytes_read_at_open;
-	uint32_t metadata_crc32c;     /* of the metadata, for who reads it */
+	uint32_t metadata_crc32c; /* of the metadata, for who reads it */
 	uint32_t reserved;
 	uint8_t digest[32];
 	uint8_t id[16];
@@ -134,21 +144,21 @@ struct lr_region_info {
 	uint32_t protection;
 	uint32_t flags;
 	uint32_t name_bytes;
-	const char *name;             /* UTF-8, not terminated; lives as long as the image */
+	const char *name; /* UTF-8, not terminated; lives as long as the image */
 };
 
 struct lr_cluster_info {
 	uint64_t cluster;
-	uint64_t payload_offset;      /* 0 where nothing is stored */
+	uint64_t payload_offset; /* 0 where nothing is stored */
 	uint32_t payload_bytes;
 	uint32_t crc32c;
-	uint32_t kind;                /* enum lr_cluster_kind */
+	uint32_t kind; /* enum lr_cluster_kind */
 	uint32_t data_pages;
-	uint32_t pages;               /* pages of the region in this cluster */
+	uint32_t pages; /* pages of the region in this cluster */
 	uint32_t state_words;
-	uint64_t states[16];          /* two bits a page, as in docs/format.md */
-	uint64_t run;                 /* clusters from here on that are alike without looking further: 1, or more
-	                               * where the index has one entry for many all-zero or hole clusters */
+	uint64_t states[16]; /* two bits a page, as in docs/format.md */
+	uint64_t run; /* clusters from here on that are alike without looking further: 1, or more
+		       * where the index has one entry for many all-zero or hole clusters */
 };
 
 /* Open and validate: reads the header and the last 64 KiB, whatever the size. */
@@ -163,7 +173,8 @@ int64_t lr_image_find_region(const lr_image *image, const char *name, size_t nam
 int lr_image_read_raw(const lr_image *image, uint64_t offset, void *ret_data, uint64_t bytes,
 		      struct lr_problem *ret_problem);
 
-/* ---- Reading without userfaultfd ------------------------------------------------------------------------------- */
+/* ---- Reading without userfaultfd
+ * ------------------------------------------------------------------------------- */
 
 typedef struct lr_reader lr_reader;
 
@@ -174,44 +185,48 @@ int lr_reader_get_cluster(lr_reader *reader, uint64_t cluster, struct lr_cluster
 			  struct lr_problem *ret_problem);
 /* Decode a cluster's data pages, one after another: ret_data has room for cluster_size bytes.
  * Returns the number of bytes (0 where the cluster has no data). */
-int64_t lr_reader_get_data(lr_reader *reader, uint64_t cluster, void *ret_data, struct lr_problem *ret_problem);
-/* Copy part of a region. Zero pages and holes are written as zeros, unless `skip_zeros` says that ret_data is known to
- * be zero (fresh anonymous memory) and is better not touched. */
-int lr_reader_read(lr_reader *reader, uint32_t region, uint64_t offset, void *ret_data, uint64_t bytes,
-		   int skip_zeros, struct lr_problem *ret_problem);
+int64_t lr_reader_get_data(lr_reader *reader, uint64_t cluster, void *ret_data,
+			   struct lr_problem *ret_problem);
+/* Copy part of a region. Zero pages and holes are written as zeros, unless `skip_zeros` says that
+ * ret_data is known to be zero (fresh anonymous memory) and is better not touched. */
+int lr_reader_read(lr_reader *reader, uint32_t region, uint64_t offset, void *ret_data,
+		   uint64_t bytes, int skip_zeros, struct lr_problem *ret_problem);
 
-/* ---- The kernel's side ----------------------------------------------------------------------------------------- */
+/* ---- The kernel's side
+ * ----------------------------------------------------------------------------------------- */
 
 enum lr_privilege {
-	LR_PRIVILEGE_FULL = 0,        /* faults of system calls are served too */
-	LR_PRIVILEGE_AUTO = 1,        /* full, else user-mode-only */
+	LR_PRIVILEGE_FULL = 0, /* faults of system calls are served too */
+	LR_PRIVILEGE_AUTO = 1, /* full, else user-mode-only */
 	LR_PRIVILEGE_USER_MODE_ONLY = 2,
 };
 
 /* How a userfaultfd was, or would be, had. */
 struct lr_uffd_probe {
-	int32_t device_error;         /* errno of /dev/userfaultfd, 0: works */
-	int32_t syscall_error;        /* errno of userfaultfd(2), 0: works */
-	int32_t user_mode_error;      /* errno of userfaultfd(2) with UFFD_USER_MODE_ONLY, 0: works */
+	int32_t device_error;    /* errno of /dev/userfaultfd, 0: works */
+	int32_t syscall_error;   /* errno of userfaultfd(2), 0: works */
+	int32_t user_mode_error; /* errno of userfaultfd(2) with UFFD_USER_MODE_ONLY, 0: works */
 	int32_t reserved;
-	uint64_t features;            /* what UFFDIO_API offers; 0 where there is no way to ask */
+	uint64_t features; /* what UFFDIO_API offers; 0 where there is no way to ask */
 	uint64_t ioctls;
 };
 void lr_uffd_probe(struct lr_uffd_probe *ret_probe);
 
-/* ---- Sessions: lazy restore into this process ------------------------------------------------------------------- */
+/* ---- Sessions: lazy restore into this process
+ * ------------------------------------------------------------------- */
 
 typedef struct lr_session lr_session;
 
 struct lr_session_options {
-	uint32_t privilege;           /* enum lr_privilege */
-	uint32_t trace_records;       /* room for the trace, a power of two; 0: no trace */
+	uint32_t privilege;     /* enum lr_privilege */
+	uint32_t trace_records; /* room for the trace, a power of two; 0: no trace */
 };
 
 #define LR_HISTOGRAM_BUCKETS 320
 
-/* Latencies, eight buckets to a power of two: bucket b counts v ns where b = v for v < 8, else with e = floor(log2 v):
- * b = 8 (e - 2) + (the three bits of v below its highest). What is longer than the last bucket's start is in it. */
+/* Latencies, eight buckets to a power of two: bucket b counts v ns where b = v for v < 8, else with
+ * e = floor(log2 v): b = 8 (e - 2) + (the three bits of v below its highest). What is longer than
+ * the last bucket's start is in it. */
 struct lr_histogram {
 	uint64_t count;
 	uint64_t sum_ns;
@@ -220,96 +235,117 @@ struct lr_histogram {
 };
 
 struct lr_session_stats {
-	uint64_t faults;              /* fault messages served */
-	uint64_t pages_copied;        /* installed by UFFDIO_COPY, for whatever reason */
-	uint64_t pages_zeroed;        /* installed by UFFDIO_ZEROPAGE */
+	uint64_t faults;       /* fault messages served */
+	uint64_t pages_copied; /* installed by UFFDIO_COPY, for whatever reason */
+	uint64_t pages_zeroed; /* installed by UFFDIO_ZEROPAGE */
 	uint64_t clusters_decoded;
 	uint64_t payload_bytes_read;
 	uint64_t errors;
 	uint64_t trace_lost;
-	uint64_t features;            /* userfaultfd features in use */
-	uint32_t privilege;           /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY: what was had */
+	uint64_t features;  /* userfaultfd features in use */
+	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY: what was had */
 	uint32_t regions_attached;
-	struct lr_histogram service;  /* message read to touched page installed */
+	struct lr_histogram service; /* message read to touched page installed */
 };
 
 struct lr_load_error {
 	uint32_t region;
 	int32_t code;
 	int32_t os_error;
-	int32_t fenced;               /* 1: poisoned (SIGBUS), 2: no access (SIGSEGV), 0: could not be fenced */
-	uint64_t offset;              /* in the region */
+	int32_t fenced;  /* 1: poisoned (SIGBUS), 2: no access (SIGSEGV), 0: could not be fenced */
+	uint64_t offset; /* in the region */
 	uint64_t length;
 	uint64_t cluster;
 	uint64_t file_offset;
 };
 
-enum lr_action { LR_ACTION_COPY = 1, LR_ACTION_ZEROPAGE = 2, LR_ACTION_FENCE = 3, LR_ACTION_WAKE = 4 };
+enum lr_action {
+	LR_ACTION_COPY = 1,
+	LR_ACTION_ZEROPAGE = 2,
+	LR_ACTION_FENCE = 3,
+	LR_ACTION_WAKE = 4
+};
 
 struct lr_trace_record {
-	uint64_t time_ns;             /* CLOCK_MONOTONIC, when the message was read */
-	uint64_t address;             /* exact where the kernel tells it, else of the page */
-	uint64_t offset;              /* of the page, in the region */
-	uint64_t bytes;               /* installed */
-	uint32_t latency_ns;          /* message read to page installed */
-	uint32_t thread;              /* 0 where the kernel does not tell */
+	uint64_t time_ns;    /* CLOCK_MONOTONIC, when the message was read */
+	uint64_t address;    /* exact where the kernel tells it, else of the page */
+	uint64_t offset;     /* of the page, in the region */
+	uint64_t bytes;      /* installed */
+	uint32_t latency_ns; /* message read to page installed */
+	uint32_t thread;     /* 0 where the kernel does not tell */
 	uint32_t region;
-	uint16_t action;              /* enum lr_action */
+	uint16_t action; /* enum lr_action */
 	uint16_t is_write;
 };
 
 /* Make a session and start its pager. `options` may be NULL. */
-int lr_session_open(const lr_image *image, const struct lr_session_options *options, lr_session **ret_session,
-		    struct lr_problem *ret_problem);
-/* Map a region at an address of the kernel's choice, and restore it lazily. Unmapped by lr_session_close. */
-int lr_session_map(lr_session *session, uint32_t region, void **ret_address, struct lr_problem *ret_problem);
-/* Restore a region lazily into memory of the caller's: an empty private anonymous mapping of its length. */
-int lr_session_attach(lr_session *session, uint32_t region, void *address, struct lr_problem *ret_problem);
-/* Stop installing pages in a region and wait until none is under way; faults wait. For unmapping it: afterwards
- * either detach (the memory is gone) or resume (it stayed after all). */
+int lr_session_open(const lr_image *image, const struct lr_session_options *options,
+		    lr_session **ret_session, struct lr_problem *ret_problem);
+/* Map a region at an address of the kernel's choice, and restore it lazily. Unmapped by
+ * lr_session_close. */
+int lr_session_map(lr_session *session, uint32_t region, void **ret_address,
+		   struct lr_problem *ret_problem);
+/* Restore a region lazily into memory of the caller's: an empty private anonymous mapping of its
+ * length. */
+int lr_session_attach(lr_session *session, uint32_t region, void *address,
+		      struct lr_problem *ret_problem);
+/* Stop installing pages in a region and wait until none is under way; faults wait. For unmapping
+ * it: afterwards either detach (the memory is gone) or resume (it stayed after all). */
 int lr_session_suspend(lr_session *session, uint32_t region);
 int lr_session_resume(lr_session *session, uint32_t region);
 int lr_session_detach(lr_session *session, uint32_t region);
-/* Load a range now. timeout_ns < 0: no limit. LR_ERR_TIMEOUT: call again to go on; *ret_done says how far it came. */
-int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, uint64_t length, int64_t timeout_ns,
-			uint64_t *ret_done, struct lr_problem *ret_problem);
+/* Load a range now. timeout_ns < 0: no limit. LR_ERR_TIMEOUT: call again to go on; *ret_done says
+ * how far it came. */
+int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, uint64_t length,
+			int64_t timeout_ns, uint64_t *ret_done, struct lr_problem *ret_problem);
 void lr_session_get_stats(lr_session *session, struct lr_session_stats *ret_stats);
 /* Copy errors from number `first` on; returns how many were copied. The first 1024 are kept. */
-uint32_t lr_session_get_errors(lr_session *session, uint64_t first, struct lr_load_error *ret_errors, uint32_t room);
-/* Take trace records, oldest first; waits up to timeout_ns for one. Returns how many. One reader at a time. */
-uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_records, uint32_t room,
-			       int64_t timeout_ns);
-/* End it. Regions that lr_session_map mapped are unmapped; memory that was attached stays, and what it misses is fenced:
- * a touch gives SIGBUS (SIGSEGV before Linux 6.6), never zeros. */
+uint32_t lr_session_get_errors(lr_session *session, uint64_t first,
+			       struct lr_load_error *ret_errors, uint32_t room);
+/* Take trace records, oldest first; waits up to timeout_ns for one. Returns how many. One reader at
+ * a time. */
+uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_records,
+			       uint32_t room, int64_t timeout_ns);
+/* End it. Regions that lr_session_map mapped are unmapped; memory that was attached stays, and what
+ * it misses is fenced: a touch gives SIGBUS (SIGSEGV before Linux 6.6), never zeros. */
 void lr_session_close(lr_session *session);
 
-/* ---- Touching, for measurements --------------------------------------------------------------------------------- */
+/* ---- Touching, for measurements
+ * --------------------------------------------------------------------------------- */
 
 enum lr_touch_order { LR_TOUCH_SEQUENTIAL = 0, LR_TOUCH_RANDOM = 1 };
 
-/* Read one byte of different pages of a mapping: numbers `first` to first + count - 1 of its pages, counted in order of
- * address or in the random permutation that belongs to `seed`. ret_latency_ns (room for count, or NULL) gets what each
- * touch that took a page fault waited, 0 for the others. Returns the number of pages touched. */
-uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint32_t order, uint64_t seed,
-		  uint64_t first, uint64_t count, uint32_t *ret_latency_ns);
+/* Read one byte of different pages of a mapping: numbers `first` to first + count - 1 of its pages,
+ * counted in order of address or in the random permutation that belongs to `seed`. ret_latency_ns
+ * (room for count, or NULL) gets what each touch that took a page fault waited, 0 for the others.
+ * Returns the number of pages touched. */
+uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint32_t order,
+		  uint64_t seed, uint64_t first, uint64_t count, uint32_t *ret_latency_ns);
 
-/* ---- Memory ----------------------------------------------------------------------------------------------------- */
+/* ---- Memory
+ * -----------------------------------------------------------------------------------------------------
+ */
 
-/* Map empty private anonymous memory (NORESERVE) exactly at `address`: LR_ERR_BUSY if anything is there. */
+/* Map empty private anonymous memory (NORESERVE) exactly at `address`: LR_ERR_BUSY if anything is
+ * there. */
 int lr_memory_map(uint64_t address, uint64_t length, struct lr_problem *ret_problem);
 int lr_memory_unmap(uint64_t address, uint64_t length);
-/* Bytes of this process's memory that are in private page frames or in swap: missing pages and the kernel's own zero
- * page cost nothing. Negative where /proc is not there. */
+/* Bytes of this process's memory that are in private page frames or in swap: missing pages and the
+ * kernel's own zero page cost nothing. Negative where /proc is not there. */
 int64_t lr_memory_get_resident(uint64_t address, uint64_t length);
 
-/* ---- For writers ------------------------------------------------------------------------------------------------ */
+/* ---- For writers
+ * ------------------------------------------------------------------------------------------------
+ */
 
 uint32_t lr_crc32c(uint32_t crc, const void *data, uint64_t bytes);
-/* State of each page of a buffer: LR_PAGE_ZERO or LR_PAGE_DATA in ret_states (a byte a page). A last page that is not
- * whole counts as if filled with zeros. Returns the number of data pages. */
+/* State of each page of a buffer: LR_PAGE_ZERO or LR_PAGE_DATA in ret_states (a byte a page). A
+ * last page that is not whole counts as if filled with zeros. Returns the number of data pages. */
 uint64_t lr_scan_pages(const void *data, uint64_t bytes, uint32_t page_size, uint8_t *ret_states);
-/* Copy the data pages of a buffer one after another, the last padded with zeros; returns the bytes written. */
-uint64_t lr_gather_pages(const void *data, uint64_t bytes, uint32_t page_size, const uint8_t *states, void *ret_data);
+/* Copy the data pages of a buffer one after another, the last padded with zeros; returns the bytes
+ * written. */
+uint64_t lr_gather_pages(const void *data, uint64_t bytes, uint32_t page_size,
+			 const uint8_t *states, void *ret_data);
 
 /* A table of the clusters that were already stored, of fixed size: when it is full it forgets. */
 typedef struct lr_seen lr_seen;
@@ -322,36 +358,41 @@ struct lr_stored_cluster {
 };
 int lr_seen_open(uint64_t max_bytes, lr_seen **ret_seen);
 void lr_seen_close(lr_seen *seen);
-/* 1 and the place if a cluster with this digest (32 bytes) was put, else 0. May be called while one other thread puts. */
+/* 1 and the place if a cluster with this digest (32 bytes) was put, else 0. May be called while one
+ * other thread puts. */
 int lr_seen_find(const lr_seen *seen, const uint8_t *digest, struct lr_stored_cluster *ret_stored);
 void lr_seen_put(lr_seen *seen, const uint8_t *digest, const struct lr_stored_cluster *stored);
 
-/* ---- Another process's memory ------------------------------------------------------------------------------------ */
+/* ---- Another process's memory
+ * ------------------------------------------------------------------------------------ */
 
 typedef struct lr_freeze lr_freeze;
 
-/* Stop every thread of a process, from a thread that lives as long as the lr_freeze: if this process dies, that one
- * runs again. LR_ERR_NOT_FOUND, LR_ERR_PERMISSION, LR_ERR_GONE, LR_ERR_TIMEOUT (a thread could not be stopped). */
-int lr_freeze_open(int32_t pid, int64_t timeout_ns, lr_freeze **ret_freeze, struct lr_problem *ret_problem);
+/* Stop every thread of a process, from a thread that lives as long as the lr_freeze: if this
+ * process dies, that one runs again. LR_ERR_NOT_FOUND, LR_ERR_PERMISSION, LR_ERR_GONE,
+ * LR_ERR_TIMEOUT (a thread could not be stopped). */
+int lr_freeze_open(int32_t pid, int64_t timeout_ns, lr_freeze **ret_freeze,
+		   struct lr_problem *ret_problem);
 /* Let it run. Returns for how long it was stopped, in nanoseconds. */
 int64_t lr_freeze_close(lr_freeze *freeze);
 /* 0 while the process is there and stopped, else LR_ERR_GONE. */
 int lr_freeze_check(const lr_freeze *freeze);
 
-/* Read memory of another process: process_vm_readv, else /proc/PID/mem. Stops short before the first page that cannot
- * be read; *ret_read says where (which may be 0). LR_ERR_GONE, LR_ERR_PERMISSION. */
-int lr_process_read(int32_t pid, uint64_t address, void *ret_data, uint64_t bytes, uint64_t *ret_read,
-		    struct lr_problem *ret_problem);
+/* Read memory of another process: process_vm_readv, else /proc/PID/mem. Stops short before the
+ * first page that cannot be read; *ret_read says where (which may be 0). LR_ERR_GONE,
+ * LR_ERR_PERMISSION. */
+int lr_process_read(int32_t pid, uint64_t address, void *ret_data, uint64_t bytes,
+		    uint64_t *ret_read, struct lr_problem *ret_problem);
 
 struct lr_page_run {
-	uint64_t start;               /* address */
+	uint64_t start; /* address */
 	uint64_t end;
 };
-/* Ranges of a process's memory that hold pages (present or in swap), ascending, by PAGEMAP_SCAN or /proc/PID/pagemap.
- * `pagemap_fd` is an open /proc/PID/pagemap. Fills up to `room` runs; *ret_next is where to go on (= end when done).
- * Returns the number of runs. */
-int64_t lr_pagemap_runs(int pagemap_fd, uint64_t start, uint64_t end, struct lr_page_run *ret_runs, uint32_t room,
-			uint64_t *ret_next, struct lr_problem *ret_problem);
+/* Ranges of a process's memory that hold pages (present or in swap), ascending, by PAGEMAP_SCAN or
+ * /proc/PID/pagemap. `pagemap_fd` is an open /proc/PID/pagemap. Fills up to `room` runs; *ret_next
+ * is where to go on (= end when done). Returns the number of runs. */
+int64_t lr_pagemap_runs(int pagemap_fd, uint64_t start, uint64_t end, struct lr_page_run *ret_runs,
+			uint32_t room, uint64_t *ret_next, struct lr_problem *ret_problem);
 
 /* cffi: end */
 

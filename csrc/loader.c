@@ -10,7 +10,7 @@ struct run {
 	bool is_data;
 	uint64_t begin;
 	uint64_t end;
-	const uint8_t *data;          /* of the byte at `begin`; NULL for zeros */
+	const uint8_t *data; /* of the byte at `begin`; NULL for zeros */
 };
 
 int lr_loader_open(struct lr_loader *loader, struct lr_target *target)
@@ -27,7 +27,8 @@ int lr_loader_open(struct lr_loader *loader, struct lr_target *target)
 		return code;
 	pthread_mutex_init(&loader->busy, NULL);
 	if (target->host_page > info->page_size) {
-		void *expanded = mmap(NULL, info->cluster_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		void *expanded = mmap(NULL, info->cluster_size, PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 		if (expanded == MAP_FAILED) {
 			lr_loader_close(loader);
@@ -55,7 +56,8 @@ void lr_loader_quiesce(struct lr_loader *loader)
 	pthread_mutex_unlock(&loader->busy);
 }
 
-/* A unit is what is installed at the least: a page of the image or of the host, whichever is larger. */
+/* A unit is what is installed at the least: a page of the image or of the host, whichever is
+ * larger. */
 static uint64_t unit_bytes(const struct lr_loader *loader)
 {
 	uint32_t image_page = loader->target->image->info.page_size;
@@ -95,7 +97,8 @@ static const uint8_t *unit_data(const struct lr_loader *loader, uint64_t offset)
 static struct run run_around(const struct lr_loader *loader, uint64_t offset, uint64_t bytes)
 {
 	uint64_t unit = unit_bytes(loader);
-	struct run run = { .is_data = unit_is_data(loader, offset), .begin = offset, .end = offset + unit };
+	struct run run = {
+		.is_data = unit_is_data(loader, offset), .begin = offset, .end = offset + unit};
 
 	while (run.begin > 0 && unit_is_data(loader, run.begin - unit) == run.is_data)
 		run.begin -= unit;
@@ -133,14 +136,16 @@ static int decode(struct lr_loader *loader, struct lr_problem *ret_problem)
 	return code;
 }
 
-static int install_run(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin, const struct run *run,
-		       uint64_t *installed_bytes, struct lr_problem *ret_problem)
+static int install_run(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
+		       const struct run *run, uint64_t *installed_bytes,
+		       struct lr_problem *ret_problem)
 {
 	enum lr_install_kind kind = run->is_data ? LR_INSTALL_COPY : LR_INSTALL_ZEROPAGE;
 	uint64_t pages = 0;
 	int os_error = 0;
-	int code = lr_install(loader->target, range, kind, range->start + cluster_begin + run->begin, run->data,
-			      run->end - run->begin, &pages, &os_error);
+	int code =
+		lr_install(loader->target, range, kind, range->start + cluster_begin + run->begin,
+			   run->data, run->end - run->begin, &pages, &os_error);
 
 	if (run->is_data)
 		loader->pages_copied += pages;
@@ -148,16 +153,19 @@ static int install_run(struct lr_loader *loader, struct lr_range *range, uint64_
 		loader->pages_zeroed += pages;
 	*installed_bytes += pages * loader->target->host_page;
 	if (code < 0)
-		return lr_problem_set(ret_problem, code, os_error, loader->decoder.info.cluster, LR_NOWHERE);
+		return lr_problem_set(ret_problem, code, os_error, loader->decoder.info.cluster,
+				      LR_NOWHERE);
 	return LR_OK;
 }
 
-/* Make what cannot be loaded of a cluster untouchable, and record why. Without an index entry that is all of it. */
-static void fence(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin, uint64_t bytes,
-		  bool is_found, const struct lr_problem *problem)
+/* Make what cannot be loaded of a cluster untouchable, and record why. Without an index entry that
+ * is all of it. */
+static void fence(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
+		  uint64_t bytes, bool is_found, const struct lr_problem *problem)
 {
 	struct lr_target *target = loader->target;
-	uint64_t cluster = range->region.first_cluster + cluster_begin / target->image->info.cluster_size;
+	uint64_t cluster =
+		range->region.first_cluster + cluster_begin / target->image->info.cluster_size;
 	uint64_t length = range->region.length - cluster_begin;
 	struct lr_load_error error = {
 		.region = range->number,
@@ -170,12 +178,13 @@ static void fence(struct lr_loader *loader, struct lr_range *range, uint64_t clu
 	};
 
 	for (uint64_t offset = 0; offset < bytes;) {
-		struct run run = { .is_data = true, .begin = 0, .end = bytes };
+		struct run run = {.is_data = true, .begin = 0, .end = bytes};
 
 		if (is_found)
 			run = run_around(loader, offset, bytes);
 		if (run.is_data)
-			error.fenced = lr_install_fence(target, range, range->start + cluster_begin + run.begin,
+			error.fenced = lr_install_fence(target, range,
+							range->start + cluster_begin + run.begin,
 							run.end - run.begin);
 		offset = run.end;
 	}
@@ -185,7 +194,8 @@ static void fence(struct lr_loader *loader, struct lr_range *range, uint64_t clu
 }
 
 /* Bytes of a range that a cluster covers: whole host pages, so maybe past the region's end. */
-static uint64_t cluster_bytes(const struct lr_loader *loader, const struct lr_range *range, uint64_t cluster_begin)
+static uint64_t cluster_bytes(const struct lr_loader *loader, const struct lr_range *range,
+			      uint64_t cluster_begin)
 {
 	uint64_t rest = range->bytes - cluster_begin;
 	uint64_t cluster_size = loader->target->image->info.cluster_size;
@@ -193,32 +203,37 @@ static uint64_t cluster_bytes(const struct lr_loader *loader, const struct lr_ra
 	return rest < cluster_size ? rest : cluster_size;
 }
 
-/* True where a failed load must end in a fence: the range is still served, and its address space still there. */
+/* True where a failed load must end in a fence: the range is still served, and its address space
+ * still there. */
 static bool must_fence(int code)
 {
 	return code != LR_ERR_CLOSED && code != LR_ERR_GONE;
 }
 
 /* Install the touched run, then the others of its cluster. */
-static int install_around(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin, uint64_t bytes,
-			  const struct run *touched, struct lr_outcome *outcome, struct lr_problem *problem)
+static int install_around(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
+			  uint64_t bytes, const struct run *touched, struct lr_outcome *outcome,
+			  struct lr_problem *problem)
 {
 	struct lr_pageset *clusters = &loader->target->clusters;
 	uint64_t cluster = loader->decoder.info.cluster;
 	int code = install_run(loader, range, cluster_begin, touched, &outcome->bytes, problem);
 
 	outcome->touched_ns = lr_clock_ns();
-	/* A zero page does not bring its cluster's data: that is decoded when it is touched itself. */
+	/* A zero page does not bring its cluster's data: that is decoded when it is touched itself.
+	 */
 	if (code < 0 || (!touched->is_data && loader->decoder.info.data_pages > 0))
 		return code;
-	/* A second message for a cluster that is there, from another thread: its page is dealt with. */
+	/* A second message for a cluster that is there, from another thread: its page is dealt
+	 * with. */
 	if (lr_pageset_get(clusters, cluster) == LR_STATE_PRESENT)
 		return code;
 	for (uint64_t offset = 0; offset < bytes;) {
 		struct run run = run_around(loader, offset, bytes);
 
 		if (run.begin != touched->begin) {
-			code = install_run(loader, range, cluster_begin, &run, &outcome->bytes, problem);
+			code = install_run(loader, range, cluster_begin, &run, &outcome->bytes,
+					   problem);
 			if (code < 0)
 				return code;
 		}
@@ -228,18 +243,19 @@ static int install_around(struct lr_loader *loader, struct lr_range *range, uint
 	return LR_OK;
 }
 
-void lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t offset, struct lr_outcome *ret_outcome)
+void lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
+		     struct lr_outcome *ret_outcome)
 {
 	uint64_t cluster_size = loader->target->image->info.cluster_size;
 	uint64_t cluster = range->region.first_cluster + offset / cluster_size;
 	uint64_t cluster_begin = offset - offset % cluster_size;
 	uint64_t bytes = cluster_bytes(loader, range, cluster_begin);
-	struct lr_problem problem = { 0 };
-	struct run touched = { 0 };
+	struct lr_problem problem = {0};
+	struct run touched = {0};
 	int code = lr_decoder_find(&loader->decoder, &range->region, cluster, &problem);
 	bool is_found = code == LR_OK;
 
-	*ret_outcome = (struct lr_outcome){ .action = LR_ACTION_FENCE };
+	*ret_outcome = (struct lr_outcome){.action = LR_ACTION_FENCE};
 	if (is_found) {
 		uint64_t unit = unit_bytes(loader);
 
@@ -248,7 +264,8 @@ void lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t 
 			code = decode(loader, &problem);
 		if (code == LR_OK) {
 			ret_outcome->action = touched.is_data ? LR_ACTION_COPY : LR_ACTION_ZEROPAGE;
-			code = install_around(loader, range, cluster_begin, bytes, &touched, ret_outcome, &problem);
+			code = install_around(loader, range, cluster_begin, bytes, &touched,
+					      ret_outcome, &problem);
 			if (code == LR_OK && ret_outcome->bytes == 0)
 				ret_outcome->action = LR_ACTION_WAKE;
 		}
@@ -262,14 +279,14 @@ void lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t 
 }
 
 /* Many clusters of zeros from one index entry: one request, and their states. */
-static int load_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin, uint64_t max_clusters,
-		      uint64_t *ret_run, struct lr_problem *ret_problem)
+static int load_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
+		      uint64_t max_clusters, uint64_t *ret_run, struct lr_problem *ret_problem)
 {
 	const struct lr_cluster_info *info = &loader->decoder.info;
 	uint64_t cluster_size = loader->target->image->info.cluster_size;
 	uint64_t last = range->region.first_cluster + range->region.cluster_count;
 	uint64_t count = last - info->cluster;
-	struct run run = { .is_data = false };
+	struct run run = {.is_data = false};
 	uint64_t installed_bytes = 0;
 	int code;
 
@@ -283,18 +300,20 @@ static int load_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t
 	code = install_run(loader, range, cluster_begin, &run, &installed_bytes, ret_problem);
 	if (code == LR_OK)
 		for (uint64_t i = 0; i < count; i++)
-			lr_pageset_put(&loader->target->clusters, info->cluster + i, LR_STATE_PRESENT);
+			lr_pageset_put(&loader->target->clusters, info->cluster + i,
+				       LR_STATE_PRESENT);
 	*ret_run = count;
 	return code;
 }
 
-int lr_loader_load(struct lr_loader *loader, struct lr_range *range, uint64_t cluster, uint64_t max_clusters,
-		   uint64_t *ret_run, struct lr_problem *ret_problem)
+int lr_loader_load(struct lr_loader *loader, struct lr_range *range, uint64_t cluster,
+		   uint64_t max_clusters, uint64_t *ret_run, struct lr_problem *ret_problem)
 {
-	uint64_t cluster_begin = (cluster - range->region.first_cluster) * loader->target->image->info.cluster_size;
+	uint64_t cluster_begin =
+		(cluster - range->region.first_cluster) * loader->target->image->info.cluster_size;
 	uint64_t bytes = cluster_bytes(loader, range, cluster_begin);
-	struct lr_outcome outcome = { 0 };
-	struct lr_problem problem = { 0 };
+	struct lr_outcome outcome = {0};
+	struct lr_problem problem = {0};
 	bool is_found;
 	int code;
 
@@ -310,7 +329,8 @@ int lr_loader_load(struct lr_loader *loader, struct lr_range *range, uint64_t cl
 		for (uint64_t offset = 0; code == LR_OK && offset < bytes;) {
 			struct run run = run_around(loader, offset, bytes);
 
-			code = install_run(loader, range, cluster_begin, &run, &outcome.bytes, &problem);
+			code = install_run(loader, range, cluster_begin, &run, &outcome.bytes,
+					   &problem);
 			offset = run.end;
 		}
 		if (code == LR_OK)

@@ -15,8 +15,9 @@
 int lr_memory_map(uint64_t address, uint64_t length, struct lr_problem *ret_problem)
 {
 	void *wanted = (void *)(uintptr_t)address;
-	void *memory = mmap(wanted, length, PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	void *memory =
+		mmap(wanted, length, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 
 	if (memory == MAP_FAILED)
 		return lr_problem_from_errno(ret_problem, errno);
@@ -30,21 +31,24 @@ int lr_memory_map(uint64_t address, uint64_t length, struct lr_problem *ret_prob
 
 int lr_memory_unmap(uint64_t address, uint64_t length)
 {
-	return munmap((void *)(uintptr_t)address, length) < 0 ? lr_problem_from_errno(NULL, errno) : LR_OK;
+	return munmap((void *)(uintptr_t)address, length) < 0 ? lr_problem_from_errno(NULL, errno)
+							      : LR_OK;
 }
 
-/* In /proc/PID/pagemap: in swap; and present and not shared with anything, as the zero page always is. */
-#define PAGEMAP_SWAPPED (1ull << 62)
-#define PAGEMAP_PRESENT (1ull << 63)
+/* In /proc/PID/pagemap: in swap; and present and not shared with anything, as the zero page always
+ * is. */
+#define PAGEMAP_SWAPPED   (1ull << 62)
+#define PAGEMAP_PRESENT   (1ull << 63)
 #define PAGEMAP_EXCLUSIVE (1ull << 56)
 
-static int64_t resident_in_run(int pagemap, uint64_t page_size, const struct lr_page_run *run, uint64_t *entries,
-			       uint64_t room)
+static int64_t resident_in_run(int pagemap, uint64_t page_size, const struct lr_page_run *run,
+			       uint64_t *entries, uint64_t room)
 {
 	int64_t resident = 0;
 
 	for (uint64_t at = run->start; at < run->end;) {
-		uint64_t wanted = (run->end - at) / page_size < room ? (run->end - at) / page_size : room;
+		uint64_t wanted =
+			(run->end - at) / page_size < room ? (run->end - at) / page_size : room;
 		ssize_t got = pread(pagemap, entries, wanted * 8, (off_t)(at / page_size * 8));
 
 		if (got < 8)
@@ -100,8 +104,8 @@ static uint64_t mix(uint64_t value, uint64_t key)
 	return value ^ value >> 29;
 }
 
-/* Number `index` of a random permutation of 0 … count - 1: a Feistel network over the next power of four, walked until
- * it lands inside. Needs no memory, whatever the size. */
+/* Number `index` of a random permutation of 0 … count - 1: a Feistel network over the next power of
+ * four, walked until it lands inside. Needs no memory, whatever the size. */
 static uint64_t permute(uint64_t index, uint64_t count, uint64_t seed)
 {
 	unsigned half_bits = 1;
@@ -124,8 +128,8 @@ static uint64_t permute(uint64_t index, uint64_t count, uint64_t seed)
 	return index;
 }
 
-uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint32_t order, uint64_t seed,
-		  uint64_t first, uint64_t count, uint32_t *ret_latency_ns)
+uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint32_t order,
+		  uint64_t seed, uint64_t first, uint64_t count, uint32_t *ret_latency_ns)
 {
 	const volatile uint8_t *memory = address;
 	uint64_t pages = length / page_size + (length % page_size != 0);

@@ -9,8 +9,9 @@
 
 #define STACK_BYTES (256u << 10)
 
-static void trace_fault(struct lr_pager *pager, const struct lr_range *range, const struct lr_uffd_fault *fault,
-			const struct lr_outcome *outcome, uint64_t read_ns)
+static void trace_fault(struct lr_pager *pager, const struct lr_range *range,
+			const struct lr_uffd_fault *fault, const struct lr_outcome *outcome,
+			uint64_t read_ns)
 {
 	uint64_t page = fault->address & ~(uint64_t)(pager->target->host_page - 1);
 	struct lr_trace_record record = {
@@ -41,7 +42,8 @@ static void serve(struct lr_pager *pager, const struct lr_uffd_fault *fault, uin
 		return;
 	}
 	pthread_mutex_lock(&pager->loader.busy);
-	/* Suspended: the owner unmaps the range or resumes it, and wakes all who wait in either case. */
+	/* Suspended: the owner unmaps the range or resumes it, and wakes all who wait in either
+	 * case. */
 	if (lr_range_state(range) == LR_RANGE_ACTIVE) {
 		pager->loader.faults++;
 		lr_loader_fault(&pager->loader, range, page - range->start, &outcome);
@@ -56,8 +58,8 @@ static void *run(void *argument)
 	struct lr_pager *pager = argument;
 	struct lr_uffd_fault faults[LR_UFFD_FAULTS_MAX];
 	struct pollfd waits[2] = {
-		{ .fd = pager->target->uffd.fd, .events = POLLIN },
-		{ .fd = pager->stop_fd, .events = POLLIN },
+		{.fd = pager->target->uffd.fd, .events = POLLIN},
+		{.fd = pager->stop_fd, .events = POLLIN},
 	};
 
 	for (;;) {

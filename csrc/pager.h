@@ -1,7 +1,8 @@
 /*
- * The thread that serves a target's faults. Floor 5. Once started it ends only by lr_pager_stop: a handler that dies
- * while pages are missing would leave every toucher waiting for good. It blocks all signals, allocates nothing, and
- * needs no lock that is held while a page is loaded but its own loader's.
+ * The thread that serves a target's faults. Floor 5. Once started it ends only by lr_pager_stop: a
+ * handler that dies while pages are missing would leave every toucher waiting for good. It blocks
+ * all signals, allocates nothing, and needs no lock that is held while a page is loaded but its own
+ * loader's.
  */
 #ifndef LR_PAGER_H
 #define LR_PAGER_H

@@ -52,7 +52,7 @@ static int find(lr_reader *reader, uint64_t cluster, struct lr_problem *ret_prob
 int lr_reader_get_cluster(lr_reader *reader, uint64_t cluster, struct lr_cluster_info *ret_info,
 			  struct lr_problem *ret_problem)
 {
-	struct lr_problem problem = { 0 };
+	struct lr_problem problem = {0};
 	int code = find(reader, cluster, &problem);
 
 	if (code == LR_OK)
@@ -62,9 +62,10 @@ int lr_reader_get_cluster(lr_reader *reader, uint64_t cluster, struct lr_cluster
 	return code;
 }
 
-int64_t lr_reader_get_data(lr_reader *reader, uint64_t cluster, void *ret_data, struct lr_problem *ret_problem)
+int64_t lr_reader_get_data(lr_reader *reader, uint64_t cluster, void *ret_data,
+			   struct lr_problem *ret_problem)
 {
-	struct lr_problem problem = { 0 };
+	struct lr_problem problem = {0};
 	struct lr_decoder *decoder = &reader->decoder;
 	int code = find(reader, cluster, &problem);
 	uint64_t bytes;
@@ -82,8 +83,8 @@ int64_t lr_reader_get_data(lr_reader *reader, uint64_t cluster, void *ret_data, 
 }
 
 /* Copy [begin, end), offsets in the cluster found last, to `to`. */
-static void copy_from_cluster(const struct lr_decoder *decoder, uint64_t begin, uint64_t end, uint8_t *to,
-			      int skip_zeros)
+static void copy_from_cluster(const struct lr_decoder *decoder, uint64_t begin, uint64_t end,
+			      uint8_t *to, int skip_zeros)
 {
 	uint32_t page_size = decoder->image->info.page_size;
 	const uint8_t *packed = decoder->data;
@@ -103,12 +104,12 @@ static void copy_from_cluster(const struct lr_decoder *decoder, uint64_t begin, 
 	}
 }
 
-int lr_reader_read(lr_reader *reader, uint32_t region_number, uint64_t offset, void *ret_data, uint64_t bytes,
-		   int skip_zeros, struct lr_problem *ret_problem)
+int lr_reader_read(lr_reader *reader, uint32_t region_number, uint64_t offset, void *ret_data,
+		   uint64_t bytes, int skip_zeros, struct lr_problem *ret_problem)
 {
 	struct lr_decoder *decoder = &reader->decoder;
 	uint64_t cluster_size = decoder->image->info.cluster_size;
-	struct lr_problem problem = { 0 };
+	struct lr_problem problem = {0};
 	struct lr_region_info region;
 	uint8_t *to = ret_data;
 	int code = lr_image_get_region(decoder->image, region_number, &region);
@@ -121,7 +122,8 @@ int lr_reader_read(lr_reader *reader, uint32_t region_number, uint64_t offset, v
 		uint64_t begin = offset % cluster_size;
 		uint64_t part = cluster_size - begin < bytes ? cluster_size - begin : bytes;
 
-		code = lr_decoder_find(decoder, &region, region.first_cluster + offset / cluster_size, &problem);
+		code = lr_decoder_find(decoder, &region,
+				       region.first_cluster + offset / cluster_size, &problem);
 		if (code == LR_OK && decoder->info.data_pages == 0 && decoder->info.run > 1) {
 			/* One index entry for many clusters: pass over all of them at once. */
 			uint64_t alike = decoder->info.run * cluster_size - begin;

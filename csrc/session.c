@@ -7,15 +7,17 @@
 
 #include "install.h"
 
-#define WANTED_FEATURES (LR_UFFD_FEATURE_THREAD_ID | LR_UFFD_FEATURE_EXACT_ADDRESS | LR_UFFD_FEATURE_POISON)
+#define WANTED_FEATURES                                                                            \
+	(LR_UFFD_FEATURE_THREAD_ID | LR_UFFD_FEATURE_EXACT_ADDRESS | LR_UFFD_FEATURE_POISON)
 
-/* How much populate takes on between two looks at the clock where the index has one entry for many zero clusters. */
+/* How much populate takes on between two looks at the clock where the index has one entry for many
+ * zero clusters. */
 #define ZERO_STEP_BYTES (16u << 20)
 
-int lr_session_open(const lr_image *image, const struct lr_session_options *options, lr_session **ret_session,
-		    struct lr_problem *ret_problem)
+int lr_session_open(const lr_image *image, const struct lr_session_options *options,
+		    lr_session **ret_session, struct lr_problem *ret_problem)
 {
-	struct lr_session_options defaults = { 0 };
+	struct lr_session_options defaults = {0};
 	lr_session *session;
 	int code;
 
@@ -33,14 +35,16 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 		free(session);
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	}
-	code = lr_uffd_open(&session->target.uffd, options->privilege, WANTED_FEATURES, ret_problem);
+	code = lr_uffd_open(&session->target.uffd, options->privilege, WANTED_FEATURES,
+			    ret_problem);
 	if (code == LR_OK) {
 		code = lr_loader_open(&session->ahead, &session->target);
 		if (code < 0)
 			lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	}
 	if (code == LR_OK)
-		code = lr_pager_start(&session->pager, &session->target, options->trace_records, ret_problem);
+		code = lr_pager_start(&session->pager, &session->target, options->trace_records,
+				      ret_problem);
 	if (code < 0) {
 		lr_loader_close(&session->ahead);
 		lr_target_close(&session->target);
@@ -53,7 +57,8 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	return LR_OK;
 }
 
-/* A session's range by its region's number; NULL with the code where there is none, or in a forked child. */
+/* A session's range by its region's number; NULL with the code where there is none, or in a forked
+ * child. */
 static struct lr_range *get_range(lr_session *session, uint32_t region, int *ret_code)
 {
 	if (region >= session->image->info.region_count) {
@@ -68,19 +73,22 @@ static struct lr_range *get_range(lr_session *session, uint32_t region, int *ret
 	return &session->target.ranges[region];
 }
 
-/* Pages that are there before the first fault would stay, as zeros: mlockall(MCL_FUTURE) makes such. Drop them. */
+/* Pages that are there before the first fault would stay, as zeros: mlockall(MCL_FUTURE) makes
+ * such. Drop them. */
 static int drop_early_pages(const struct lr_range *range, struct lr_problem *ret_problem)
 {
 	void *start = (void *)(uintptr_t)range->start;
 
 	if (madvise(start, range->bytes, MADV_DONTNEED) == 0)
 		return LR_OK;
-	if (errno == EINVAL && munlock(start, range->bytes) == 0 && madvise(start, range->bytes, MADV_DONTNEED) == 0)
+	if (errno == EINVAL && munlock(start, range->bytes) == 0
+	    && madvise(start, range->bytes, MADV_DONTNEED) == 0)
 		return LR_OK;
 	return lr_problem_from_errno(ret_problem, errno);
 }
 
-static int attach(lr_session *session, struct lr_range *range, uint64_t start, struct lr_problem *ret_problem)
+static int attach(lr_session *session, struct lr_range *range, uint64_t start,
+		  struct lr_problem *ret_problem)
 {
 	uint64_t host_page = session->target.host_page;
 	uint64_t pages = range->region.length / host_page + (range->region.length % host_page != 0);
@@ -107,7 +115,8 @@ static int attach(lr_session *session, struct lr_range *range, uint64_t start, s
 	return LR_OK;
 }
 
-int lr_session_attach(lr_session *session, uint32_t region, void *address, struct lr_problem *ret_problem)
+int lr_session_attach(lr_session *session, uint32_t region, void *address,
+		      struct lr_problem *ret_problem)
 {
 	int code;
 	struct lr_range *range = get_range(session, region, &code);
@@ -117,7 +126,8 @@ int lr_session_attach(lr_session *session, uint32_t region, void *address, struc
 	return attach(session, range, (uint64_t)(uintptr_t)address, ret_problem);
 }
 
-int lr_session_map(lr_session *session, uint32_t region, void **ret_address, struct lr_problem *ret_problem)
+int lr_session_map(lr_session *session, uint32_t region, void **ret_address,
+		   struct lr_problem *ret_problem)
 {
 	int code;
 	struct lr_range *range = get_range(session, region, &code);
@@ -127,8 +137,8 @@ int lr_session_map(lr_session *session, uint32_t region, void **ret_address, str
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	if (range->region.length == 0)
 		return lr_problem_set(ret_problem, LR_ERR_ARGUMENT, 0, LR_NOWHERE, LR_NOWHERE);
-	memory = mmap(NULL, range->region.length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-		      -1, 0);
+	memory = mmap(NULL, range->region.length, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (memory == MAP_FAILED)
 		return lr_problem_from_errno(ret_problem, errno);
 	code = attach(session, range, (uint64_t)(uintptr_t)memory, ret_problem);
@@ -194,8 +204,8 @@ static uint64_t deadline_of(int64_t timeout_ns)
 	return timeout_ns < 0 ? UINT64_MAX : lr_clock_ns() + (uint64_t)timeout_ns;
 }
 
-int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, uint64_t length, int64_t timeout_ns,
-			uint64_t *ret_done, struct lr_problem *ret_problem)
+int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, uint64_t length,
+			int64_t timeout_ns, uint64_t *ret_done, struct lr_problem *ret_problem)
 {
 	int code;
 	struct lr_range *range = get_range(session, region, &code);
@@ -209,7 +219,8 @@ int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, u
 	if (code < 0)
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	cluster = range->region.first_cluster + offset / cluster_size;
-	end = length ? range->region.first_cluster + (offset + length - 1) / cluster_size + 1 : cluster;
+	end = length ? range->region.first_cluster + (offset + length - 1) / cluster_size + 1
+		     : cluster;
 	while (cluster < end) {
 		uint64_t run = 1, reached;
 		uint64_t step = end - cluster;
@@ -218,7 +229,8 @@ int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, u
 			step = ZERO_STEP_BYTES / cluster_size;
 		pthread_mutex_lock(&session->ahead.busy);
 		if (lr_range_state(range) == LR_RANGE_ACTIVE)
-			code = lr_loader_load(&session->ahead, range, cluster, step, &run, ret_problem);
+			code = lr_loader_load(&session->ahead, range, cluster, step, &run,
+					      ret_problem);
 		else
 			code = lr_problem_set(ret_problem, LR_ERR_CLOSED, 0, cluster, LR_NOWHERE);
 		pthread_mutex_unlock(&session->ahead.busy);
@@ -255,14 +267,16 @@ void lr_session_get_stats(lr_session *session, struct lr_session_stats *ret_stat
 		return;
 	add_loader_stats(&session->pager.loader, ret_stats);
 	add_loader_stats(&session->ahead, ret_stats);
-	ret_stats->trace_lost = atomic_load_explicit(&session->pager.trace.lost, memory_order_relaxed);
+	ret_stats->trace_lost =
+		atomic_load_explicit(&session->pager.trace.lost, memory_order_relaxed);
 	pthread_mutex_lock(&session->target.lock);
 	ret_stats->errors = session->target.error_count;
 	ret_stats->regions_attached = session->target.attached;
 	pthread_mutex_unlock(&session->target.lock);
 }
 
-uint32_t lr_session_get_errors(lr_session *session, uint64_t first, struct lr_load_error *ret_errors, uint32_t room)
+uint32_t lr_session_get_errors(lr_session *session, uint64_t first,
+			       struct lr_load_error *ret_errors, uint32_t room)
 {
 	uint32_t count = 0;
 	uint64_t kept;
@@ -270,20 +284,24 @@ uint32_t lr_session_get_errors(lr_session *session, uint64_t first, struct lr_lo
 	if (session->pid != getpid())
 		return 0;
 	pthread_mutex_lock(&session->target.lock);
-	kept = session->target.error_count < LR_ERRORS_KEPT ? session->target.error_count : LR_ERRORS_KEPT;
+	kept = session->target.error_count < LR_ERRORS_KEPT ? session->target.error_count
+							    : LR_ERRORS_KEPT;
 	for (; count < room && first + count < kept; count++)
 		ret_errors[count] = session->target.errors[first + count];
 	pthread_mutex_unlock(&session->target.lock);
 	return count;
 }
 
-uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_records, uint32_t room,
-			       int64_t timeout_ns)
+uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_records,
+			       uint32_t room, int64_t timeout_ns)
 {
-	return session->pid == getpid() ? lr_trace_take(&session->pager.trace, ret_records, room, timeout_ns) : 0;
+	return session->pid == getpid()
+		       ? lr_trace_take(&session->pager.trace, ret_records, room, timeout_ns)
+		       : 0;
 }
 
-/* What a caller left attached: ours is unmapped; memory of his stays, so what is missing there must not become zeros. */
+/* What a caller left attached: ours is unmapped; memory of his stays, so what is missing there must
+ * not become zeros. */
 static void release_range(lr_session *session, struct lr_range *range)
 {
 	bool is_owned = range->is_owned;

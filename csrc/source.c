@@ -35,14 +35,17 @@ int lr_source_read(const struct lr_source *source, uint64_t offset, void *ret_da
 	uint64_t done = 0;
 
 	while (done < bytes) {
-		ssize_t got = pread(source->fd, (uint8_t *)ret_data + done, bytes - done, (off_t)(offset + done));
+		ssize_t got = pread(source->fd, (uint8_t *)ret_data + done, bytes - done,
+				    (off_t)(offset + done));
 
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got < 0)
-			return lr_problem_set(ret_problem, LR_ERR_IO, errno, LR_NOWHERE, offset + done);
+			return lr_problem_set(ret_problem, LR_ERR_IO, errno, LR_NOWHERE,
+					      offset + done);
 		if (got == 0)
-			return lr_problem_set(ret_problem, LR_ERR_SHORT, 0, LR_NOWHERE, offset + done);
+			return lr_problem_set(ret_problem, LR_ERR_SHORT, 0, LR_NOWHERE,
+					      offset + done);
 		done += (uint64_t)got;
 	}
 	return LR_OK;

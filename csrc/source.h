@@ -1,6 +1,6 @@
 /*
- * Where an image's bytes come from: a file, read with pread. Floor 2. Any thread. Never mapped: a mapped file that
- * shrinks kills whoever reads it.
+ * Where an image's bytes come from: a file, read with pread. Floor 2. Any thread. Never mapped: a
+ * mapped file that shrinks kills whoever reads it.
  */
 #ifndef LR_SOURCE_H
 #define LR_SOURCE_H
@@ -9,7 +9,7 @@
 
 struct lr_source {
 	int fd;
-	uint64_t bytes;               /* length when it was opened */
+	uint64_t bytes; /* length when it was opened */
 };
 
 int lr_source_open(struct lr_source *source, const char *path, struct lr_problem *ret_problem);

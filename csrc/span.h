@@ -1,6 +1,7 @@
 /*
- * Bounds-checked reads of untrusted little-endian bytes. Floor 1. The only place where bytes of a file become numbers:
- * a read outside the span gives 0 and marks the span bad, so a caller may read all fields and ask once.
+ * Bounds-checked reads of untrusted little-endian bytes. Floor 1. The only place where bytes of a
+ * file become numbers: a read outside the span gives 0 and marks the span bad, so a caller may read
+ * all fields and ask once.
  */
 #ifndef LR_SPAN_H
 #define LR_SPAN_H
@@ -16,7 +17,7 @@ struct lr_span {
 
 static inline struct lr_span lr_span_of(const void *data, uint64_t bytes)
 {
-	return (struct lr_span){ .data = data, .bytes = bytes, .bad = false };
+	return (struct lr_span){.data = data, .bytes = bytes, .bad = false};
 }
 
 /* True if [offset, offset + bytes) lies within [0, limit), computed without overflow. */
@@ -53,7 +54,8 @@ static inline uint64_t lr_span_u64(struct lr_span *span, uint64_t offset)
 	return lr_span_get(span, offset, 8);
 }
 
-/* True if all bytes of [offset, offset + bytes) are there and zero: what reserved fields must be. */
+/* True if all bytes of [offset, offset + bytes) are there and zero: what reserved fields must be.
+ */
 static inline bool lr_span_is_zero(struct lr_span *span, uint64_t offset, uint64_t bytes)
 {
 	uint8_t any = 0;

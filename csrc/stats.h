@@ -1,6 +1,7 @@
 /*
- * Counters, a latency histogram and the clock. Floor 1. Written by one loader at a time, under its lock (loader.h);
- * read under all of them, so that a snapshot is consistent with what touching threads have seen.
+ * Counters, a latency histogram and the clock. Floor 1. Written by one loader at a time, under its
+ * lock (loader.h); read under all of them, so that a snapshot is consistent with what touching
+ * threads have seen.
  */
 #ifndef LR_STATS_H
 #define LR_STATS_H

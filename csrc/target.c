@@ -41,7 +41,8 @@ void lr_target_close(struct lr_target *target)
 	pthread_mutex_destroy(&target->lock);
 }
 
-/* Where in by_address a range that holds `address` would be: the first whose end lies behind it. The lock is held. */
+/* Where in by_address a range that holds `address` would be: the first whose end lies behind it.
+ * The lock is held. */
 static uint32_t slot_of(const struct lr_target *target, uint64_t address)
 {
 	uint32_t low = 0, high = target->attached;

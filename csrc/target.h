@@ -1,10 +1,10 @@
 /*
- * A target: a userfaultfd and the address ranges that it serves from an image. Floor 3. Everything below the session
- * works on targets and does not know whose memory they are.
+ * A target: a userfaultfd and the address ranges that it serves from an image. Floor 3. Everything
+ * below the session works on targets and does not know whose memory they are.
  *
- * A range goes idle → active ⇄ suspended → gone. Pages are installed in active ranges only, by a loader that holds its
- * own lock meanwhile; whoever suspends a range then takes each loader's lock once, and after that no install is under
- * way (loader.h: lr_loader_quiesce).
+ * A range goes idle → active ⇄ suspended → gone. Pages are installed in active ranges only, by a
+ * loader that holds its own lock meanwhile; whoever suspends a range then takes each loader's lock
+ * once, and after that no install is under way (loader.h: lr_loader_quiesce).
  */
 #ifndef LR_TARGET_H
 #define LR_TARGET_H
@@ -19,11 +19,11 @@
 enum lr_range_state { LR_RANGE_IDLE = 0, LR_RANGE_ACTIVE, LR_RANGE_SUSPENDED, LR_RANGE_GONE };
 
 struct lr_range {
-	_Atomic uint32_t state;       /* enum lr_range_state */
-	uint32_t number;              /* of the region in the image */
-	uint64_t start;               /* address */
-	uint64_t bytes;               /* whole host pages */
-	bool is_owned;                /* mapped by the session, which unmaps it */
+	_Atomic uint32_t state; /* enum lr_range_state */
+	uint32_t number;        /* of the region in the image */
+	uint64_t start;         /* address */
+	uint64_t bytes;         /* whole host pages */
+	bool is_owned;          /* mapped by the session, which unmaps it */
 	struct lr_region_info region;
 };
 
@@ -32,10 +32,11 @@ struct lr_range {
 struct lr_target {
 	const struct lr_image *image;
 	struct lr_uffd uffd;
-	uint32_t host_page;           /* bytes */
+	uint32_t host_page; /* bytes */
 	struct lr_pageset clusters;
 
-	pthread_mutex_t lock;         /* of the fields below; held for moments, never while a page is loaded */
+	pthread_mutex_t
+		lock; /* of the fields below; held for moments, never while a page is loaded */
 	struct lr_range *ranges;      /* one a region, by its number */
 	struct lr_range **by_address; /* those that are active or suspended, ascending */
 	uint32_t attached;
@@ -54,7 +55,8 @@ void lr_target_add_error(struct lr_target *target, const struct lr_load_error *e
 
 static inline enum lr_range_state lr_range_state(const struct lr_range *range)
 {
-	/* Acquire: partner of the release in lr_range_set_state, so that `start` is seen with the state. */
+	/* Acquire: partner of the release in lr_range_set_state, so that `start` is seen with the
+	 * state. */
 	return (enum lr_range_state)atomic_load_explicit(&range->state, memory_order_acquire);
 }
 

@@ -18,8 +18,8 @@ int lr_trace_open(struct lr_trace *trace, uint32_t capacity)
 		return LR_OK;
 	if (capacity & (capacity - 1))
 		return LR_ERR_ARGUMENT;
-	records = mmap(NULL, (size_t)capacity * sizeof(struct lr_trace_record), PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	records = mmap(NULL, (size_t)capacity * sizeof(struct lr_trace_record),
+		       PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (records == MAP_FAILED)
 		return LR_ERR_NOMEM;
 	trace->records = records;
@@ -50,23 +50,27 @@ void lr_trace_put(struct lr_trace *trace, const struct lr_trace_record *record)
 	if (!trace->records)
 		return;
 	head = atomic_load_explicit(&trace->head, memory_order_relaxed);
-	/* Acquire: partner of the release in lr_trace_take; the slot has been read before it is written again. */
+	/* Acquire: partner of the release in lr_trace_take; the slot has been read before it is
+	 * written again. */
 	tail = atomic_load_explicit(&trace->tail, memory_order_acquire);
 	if (head - tail > trace->mask) {
 		atomic_fetch_add_explicit(&trace->lost, 1, memory_order_relaxed);
 		return;
 	}
 	trace->records[head & trace->mask] = *record;
-	/* Release: partner of the acquire in lr_trace_take; the record is whole before it is counted. */
+	/* Release: partner of the acquire in lr_trace_take; the record is whole before it is
+	 * counted. */
 	atomic_store_explicit(&trace->head, head + 1, memory_order_release);
 	if (write(trace->event_fd, &one, sizeof(one)) < 0)
 		return; /* the counter is full: a reader that comes now does not wait */
 }
 
-uint32_t lr_trace_take(struct lr_trace *trace, struct lr_trace_record *ret_records, uint32_t room, int64_t timeout_ns)
+uint32_t lr_trace_take(struct lr_trace *trace, struct lr_trace_record *ret_records, uint32_t room,
+		       int64_t timeout_ns)
 {
-	struct pollfd wait = { .fd = trace->event_fd, .events = POLLIN };
-	struct timespec timeout = { .tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000 };
+	struct pollfd wait = {.fd = trace->event_fd, .events = POLLIN};
+	struct timespec timeout = {.tv_sec = timeout_ns / 1000000000,
+				   .tv_nsec = timeout_ns % 1000000000};
 	uint64_t head, tail, count;
 
 	if (!trace->records)

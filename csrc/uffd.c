@@ -46,10 +46,11 @@ static int open_syscall(int flags)
 	return fd < 0 ? -errno : (int)fd;
 }
 
-/* Agree on the features. A request for one that the kernel lacks fails whole, so ask first, on another descriptor. */
+/* Agree on the features. A request for one that the kernel lacks fails whole, so ask first, on
+ * another descriptor. */
 static int negotiate(int fd, uint64_t wanted, uint64_t *ret_features, uint64_t *ret_ioctls)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = wanted };
+	struct uffdio_api api = {.api = UFFD_API, .features = wanted};
 
 	if (ioctl(fd, UFFDIO_API, &api) < 0)
 		return -errno;
@@ -69,7 +70,8 @@ static int open_one(int (*open_it)(int), int flags, uint64_t wanted, uint64_t *r
 		return fd;
 	error = negotiate(fd, wanted, &offered, &ioctls);
 	if (error == -EINVAL && wanted) {
-		/* A failed UFFDIO_API leaves the descriptor as new: ask it for nothing, then start over. */
+		/* A failed UFFDIO_API leaves the descriptor as new: ask it for nothing, then start
+		 * over. */
 		error = negotiate(fd, 0, &offered, &ioctls);
 		close(fd);
 		if (error < 0)
@@ -88,7 +90,8 @@ static int open_one(int (*open_it)(int), int flags, uint64_t wanted, uint64_t *r
 	return fd;
 }
 
-int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features, struct lr_problem *ret_problem)
+int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features,
+		 struct lr_problem *ret_problem)
 {
 	int fd = -EPERM, first_error = 0;
 
@@ -121,7 +124,8 @@ void lr_uffd_close(struct lr_uffd *uffd)
 
 void lr_uffd_probe(struct lr_uffd_probe *ret_probe)
 {
-	int device = open_device(0), call = open_syscall(0), user_mode = open_syscall(UFFD_USER_MODE_ONLY);
+	int device = open_device(0), call = open_syscall(0),
+	    user_mode = open_syscall(UFFD_USER_MODE_ONLY);
 	int any = device >= 0 ? device : call >= 0 ? call : user_mode;
 
 	memset(ret_probe, 0, sizeof(*ret_probe));
@@ -140,18 +144,20 @@ void lr_uffd_probe(struct lr_uffd_probe *ret_probe)
 
 void lr_uffd_unregister(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
 {
-	struct uffdio_range range = { .start = start, .len = bytes };
+	struct uffdio_range range = {.start = start, .len = bytes};
 
 	ioctl(uffd->fd, UFFDIO_UNREGISTER, &range);
 }
 
-int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes, struct lr_problem *ret_problem)
+int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
+		     struct lr_problem *ret_problem)
 {
 	struct uffdio_register request = {
-		.range = { .start = start, .len = bytes },
+		.range = {.start = start, .len = bytes},
 		.mode = UFFDIO_REGISTER_MODE_MISSING,
 	};
-	/* Only what is used: a check for all ioctls that the headers know fails as the kernel learns new ones. */
+	/* Only what is used: a check for all ioctls that the headers know fails as the kernel
+	 * learns new ones. */
 	uint64_t needed = 1ull << _UFFDIO_COPY | 1ull << _UFFDIO_ZEROPAGE | 1ull << _UFFDIO_WAKE;
 
 	if (ioctl(uffd->fd, UFFDIO_REGISTER, &request) < 0)
@@ -163,7 +169,8 @@ int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
 	return LR_OK;
 }
 
-/* The kernel reports how far it came in a field that holds bytes, or a negative errno where it did nothing. */
+/* The kernel reports how far it came in a field that holds bytes, or a negative errno where it did
+ * nothing. */
 static int64_t progress(int result, int64_t done)
 {
 	if (result == 0)
@@ -173,7 +180,7 @@ static int64_t progress(int result, int64_t done)
 
 int64_t lr_uffd_copy(const struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes)
 {
-	struct uffdio_copy request = { .dst = to, .src = (uint64_t)(uintptr_t)from, .len = bytes };
+	struct uffdio_copy request = {.dst = to, .src = (uint64_t)(uintptr_t)from, .len = bytes};
 
 	/* Before the call below: what order its arguments are taken in, C does not say. */
 	int result = ioctl(uffd->fd, UFFDIO_COPY, &request);
@@ -183,7 +190,7 @@ int64_t lr_uffd_copy(const struct lr_uffd *uffd, uint64_t to, const void *from, 
 
 int64_t lr_uffd_zeropage(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
 {
-	struct uffdio_zeropage request = { .range = { .start = to, .len = bytes } };
+	struct uffdio_zeropage request = {.range = {.start = to, .len = bytes}};
 
 	int result = ioctl(uffd->fd, UFFDIO_ZEROPAGE, &request);
 
@@ -192,7 +199,7 @@ int64_t lr_uffd_zeropage(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes
 
 int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
 {
-	struct poison_request request = { .range = { .start = to, .len = bytes } };
+	struct poison_request request = {.range = {.start = to, .len = bytes}};
 	int result;
 
 	if (!(uffd->features & LR_UFFD_FEATURE_POISON))
@@ -203,7 +210,7 @@ int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
 
 void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
 {
-	struct uffdio_range range = { .start = start, .len = bytes };
+	struct uffdio_range range = {.start = start, .len = bytes};
 
 	ioctl(uffd->fd, UFFDIO_WAKE, &range);
 }
@@ -222,7 +229,8 @@ int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_fault *ret_faults, i
 			continue; /* no other events are asked for */
 		ret_faults[faults].address = messages[i].arg.pagefault.address;
 		ret_faults[faults].thread = messages[i].arg.pagefault.feat.ptid;
-		ret_faults[faults].is_write = messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
+		ret_faults[faults].is_write =
+			messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
 		faults++;
 	}
 	return faults;

@@ -1,7 +1,7 @@
 /*
- * The only user of linux/userfaultfd.h: each system call once, errno turned into a return value. Floor 1.
- * Any thread; no state. Constants newer than the installed headers are defined in uffd.c, and the kernel is asked at run
- * time which of them it knows.
+ * The only user of linux/userfaultfd.h: each system call once, errno turned into a return value.
+ * Floor 1. Any thread; no state. Constants newer than the installed headers are defined in uffd.c,
+ * and the kernel is asked at run time which of them it knows.
  */
 #ifndef LR_UFFD_H
 #define LR_UFFD_H
@@ -10,24 +10,27 @@
 
 #include "error.h"
 
-#define LR_UFFD_FEATURE_THREAD_ID (1ull << 8)
+#define LR_UFFD_FEATURE_THREAD_ID     (1ull << 8)
 #define LR_UFFD_FEATURE_EXACT_ADDRESS (1ull << 11)
-#define LR_UFFD_FEATURE_POISON (1ull << 14)
+#define LR_UFFD_FEATURE_POISON        (1ull << 14)
 
 struct lr_uffd {
 	int fd;
-	uint32_t privilege;           /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY */
-	uint64_t features;            /* in use */
+	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY */
+	uint64_t features;  /* in use */
 };
 
-/* Get a userfaultfd: /dev/userfaultfd, then the system call, then user-mode-only if `privilege` allows. With those of
- * `features` that the kernel has. Non-blocking and close-on-exec. */
-int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features, struct lr_problem *ret_problem);
+/* Get a userfaultfd: /dev/userfaultfd, then the system call, then user-mode-only if `privilege`
+ * allows. With those of `features` that the kernel has. Non-blocking and close-on-exec. */
+int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features,
+		 struct lr_problem *ret_problem);
 void lr_uffd_close(struct lr_uffd *uffd);
-/* Register for MISSING faults: LR_ERR_BUSY where another userfaultfd holds the range, LR_ERR_UNSUPPORTED where the
- * kernel offers no COPY, ZEROPAGE or WAKE for it. */
-int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes, struct lr_problem *ret_problem);
-/* Makes missing pages of the range read as zeros: only for a range of which nothing was promised. */
+/* Register for MISSING faults: LR_ERR_BUSY where another userfaultfd holds the range,
+ * LR_ERR_UNSUPPORTED where the kernel offers no COPY, ZEROPAGE or WAKE for it. */
+int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
+		     struct lr_problem *ret_problem);
+/* Makes missing pages of the range read as zeros: only for a range of which nothing was promised.
+ */
 void lr_uffd_unregister(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
 
 /* These return the bytes done from the start (maybe fewer than asked for), or a negative errno. */
@@ -38,11 +41,11 @@ void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
 
 struct lr_uffd_fault {
 	uint64_t address;
-	uint32_t thread;              /* 0 where the kernel does not tell */
+	uint32_t thread; /* 0 where the kernel does not tell */
 	bool is_write;
 };
-/* Read up to `room` fault messages, at most LR_UFFD_FAULTS_MAX: their number, 0 where there are none, or a negative
- * errno. */
+/* Read up to `room` fault messages, at most LR_UFFD_FAULTS_MAX: their number, 0 where there are
+ * none, or a negative errno. */
 int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_fault *ret_faults, int room);
 
 #define LR_UFFD_FAULTS_MAX 32

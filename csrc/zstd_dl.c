@@ -6,7 +6,8 @@
 
 #include "error.h"
 
-/* The prototypes, from zstd's documented stable interface. Where zstd.h is installed the compiler compares them. */
+/* The prototypes, from zstd's documented stable interface. Where zstd.h is installed the compiler
+ * compares them. */
 typedef struct ZSTD_DCtx_s dctx;
 typedef dctx *create_fn(void);
 typedef size_t free_fn(dctx *);
@@ -18,12 +19,15 @@ typedef unsigned is_error_fn(size_t);
 #if defined(__has_include)
 #if __has_include(<zstd.h>)
 #include <zstd.h>
-_Static_assert(__builtin_types_compatible_p(create_fn, __typeof__(ZSTD_createDCtx)), "ZSTD_createDCtx");
+_Static_assert(__builtin_types_compatible_p(create_fn, __typeof__(ZSTD_createDCtx)),
+	       "ZSTD_createDCtx");
 _Static_assert(__builtin_types_compatible_p(free_fn, __typeof__(ZSTD_freeDCtx)), "ZSTD_freeDCtx");
-_Static_assert(__builtin_types_compatible_p(decompress_fn, __typeof__(ZSTD_decompressDCtx)), "ZSTD_decompressDCtx");
+_Static_assert(__builtin_types_compatible_p(decompress_fn, __typeof__(ZSTD_decompressDCtx)),
+	       "ZSTD_decompressDCtx");
 _Static_assert(__builtin_types_compatible_p(content_size_fn, __typeof__(ZSTD_getFrameContentSize)),
 	       "ZSTD_getFrameContentSize");
-_Static_assert(__builtin_types_compatible_p(frame_size_fn, __typeof__(ZSTD_findFrameCompressedSize)),
+_Static_assert(__builtin_types_compatible_p(frame_size_fn,
+					    __typeof__(ZSTD_findFrameCompressedSize)),
 	       "ZSTD_findFrameCompressedSize");
 _Static_assert(__builtin_types_compatible_p(is_error_fn, __typeof__(ZSTD_isError)), "ZSTD_isError");
 #endif
@@ -38,7 +42,7 @@ static struct {
 	content_size_fn *content_size;
 	frame_size_fn *frame_size;
 	is_error_fn *is_error;
-} zstd_api = { .once = PTHREAD_ONCE_INIT };
+} zstd_api = {.once = PTHREAD_ONCE_INIT};
 
 struct lr_zstd {
 	dctx *context;
@@ -58,8 +62,8 @@ static void load_once(void)
 	zstd_api.content_size = (content_size_fn *)dlsym(library, "ZSTD_getFrameContentSize");
 	zstd_api.frame_size = (frame_size_fn *)dlsym(library, "ZSTD_findFrameCompressedSize");
 	zstd_api.is_error = (is_error_fn *)dlsym(library, "ZSTD_isError");
-	if (zstd_api.create && zstd_api.free && zstd_api.decompress && zstd_api.content_size && zstd_api.frame_size
-	    && zstd_api.is_error)
+	if (zstd_api.create && zstd_api.free && zstd_api.decompress && zstd_api.content_size
+	    && zstd_api.frame_size && zstd_api.is_error)
 		zstd_api.status = LR_OK;
 	else
 		dlclose(library);
@@ -98,12 +102,15 @@ void lr_zstd_close(lr_zstd *zstd)
 	free(zstd);
 }
 
-int lr_zstd_decode(lr_zstd *zstd, const void *frame, size_t frame_bytes, void *ret_data, size_t bytes)
+int lr_zstd_decode(lr_zstd *zstd, const void *frame, size_t frame_bytes, void *ret_data,
+		   size_t bytes)
 {
 	size_t decoded;
 
-	/* The frame says how long its content is, and is the whole payload: no second frame, nothing behind it. */
-	if (zstd_api.content_size(frame, frame_bytes) != bytes || zstd_api.frame_size(frame, frame_bytes) != frame_bytes)
+	/* The frame says how long its content is, and is the whole payload: no second frame,
+	 * nothing behind it. */
+	if (zstd_api.content_size(frame, frame_bytes) != bytes
+	    || zstd_api.frame_size(frame, frame_bytes) != frame_bytes)
 		return LR_ERR_FRAME;
 	decoded = zstd_api.decompress(zstd->context, ret_data, bytes, frame, frame_bytes);
 	if (zstd_api.is_error(decoded) || decoded != bytes)
