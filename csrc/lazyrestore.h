@@ -37,43 +37,39 @@ extern "C" {
  * declarations only. */
 /* cffi: begin */
 
-/* ---- Errors
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- Errors ---- */
 
 enum lr_error {
 	LR_OK = 0,
-	LR_ERR_ARGUMENT = -1,   /* the caller passed something that cannot be */
-	LR_ERR_NOMEM = -2,      /* out of memory or address space */
-	LR_ERR_IO = -3,         /* reading failed; os_error says how */
-	LR_ERR_NOT_FOUND = -4,  /* no such file, process or region */
-	LR_ERR_PERMISSION = -5, /* the kernel refused: rights are missing */
-	LR_ERR_UNSUPPORTED =
-		-6, /* the kernel lacks something that is needed; os_error or feature says what */
-	LR_ERR_BUSY = -7,       /* another userfaultfd holds the range, or the address is taken */
-	LR_ERR_TIMEOUT = -8,    /* not done before the deadline */
-	LR_ERR_NO_ZSTD = -9,    /* libzstd.so.1 could not be loaded */
-	LR_ERR_SYSTEM = -10,    /* another system call failed; os_error says how */
-	LR_ERR_GONE = -11,      /* the process ended, or its memory is gone */
-	LR_ERR_LIMIT = -12,     /* out of file descriptors, mappings or threads */
-	LR_ERR_CLOSED = -13,    /* the region was detached from its session */
-	LR_ERR_PAGE_SIZE = -14, /* this kernel's pages are larger than the image's clusters */
+	LR_ERR_ARGUMENT = -1,    /* the caller passed something that cannot be */
+	LR_ERR_NOMEM = -2,       /* out of memory or address space */
+	LR_ERR_IO = -3,          /* reading failed; os_error says how */
+	LR_ERR_NOT_FOUND = -4,   /* no such file, process or region */
+	LR_ERR_PERMISSION = -5,  /* the kernel refused: rights are missing */
+	LR_ERR_UNSUPPORTED = -6, /* the kernel lacks something that is needed */
+	LR_ERR_BUSY = -7,        /* another userfaultfd holds the range, or the address is taken */
+	LR_ERR_TIMEOUT = -8,     /* not done before the deadline */
+	LR_ERR_NO_ZSTD = -9,     /* libzstd.so.1 could not be loaded */
+	LR_ERR_SYSTEM = -10,     /* another system call failed; os_error says how */
+	LR_ERR_GONE = -11,       /* the process ended, or its memory is gone */
+	LR_ERR_LIMIT = -12,      /* out of file descriptors, mappings or threads */
+	LR_ERR_CLOSED = -13,     /* the region was detached from its session */
+	LR_ERR_PAGE_SIZE = -14,  /* this kernel's pages are larger than the image's clusters */
 
-	LR_ERR_EMPTY = -20, /* the file is empty */
-	LR_ERR_MAGIC = -21, /* the file does not begin as an image */
-	LR_ERR_TRUNCATED =
-		-22, /* begins as an image, but has no footer: cut short, or never finished */
-	LR_ERR_FOOTER = -23,   /* the footer's checksum or contents are wrong */
-	LR_ERR_VERSION = -24,  /* made by a newer version */
-	LR_ERR_FEATURE = -25,  /* uses a feature that this version does not know */
-	LR_ERR_HEADER = -26,   /* the header's checksum or contents are wrong */
-	LR_ERR_ROOT = -27,     /* the root's checksum or contents are wrong */
-	LR_ERR_METADATA = -28, /* the metadata's checksum or place is wrong */
-	LR_ERR_NODE = -29,     /* an index node's checksum or contents are wrong */
-	LR_ERR_ENTRY = -30,    /* an index entry contradicts itself or points outside the file */
-	LR_ERR_SHORT = -31,    /* the file ended where a cluster or node should be: it shrank */
-	LR_ERR_CHECKSUM = -32, /* a cluster's checksum is wrong */
-	LR_ERR_FRAME = -33,    /* a cluster's zstd frame does not decode to what it should */
+	LR_ERR_EMPTY = -20,     /* the file is empty */
+	LR_ERR_MAGIC = -21,     /* the file does not begin as an image */
+	LR_ERR_TRUNCATED = -22, /* begins as an image but has no footer: cut short */
+	LR_ERR_FOOTER = -23,    /* the footer's checksum or contents are wrong */
+	LR_ERR_VERSION = -24,   /* made by a newer version */
+	LR_ERR_FEATURE = -25,   /* uses a feature that this version does not know */
+	LR_ERR_HEADER = -26,    /* the header's checksum or contents are wrong */
+	LR_ERR_ROOT = -27,      /* the root's checksum or contents are wrong */
+	LR_ERR_METADATA = -28,  /* the metadata's checksum or place is wrong */
+	LR_ERR_NODE = -29,      /* an index node's checksum or contents are wrong */
+	LR_ERR_ENTRY = -30,     /* an index entry contradicts itself or points outside the file */
+	LR_ERR_SHORT = -31,     /* the file ended where a cluster or node should be: it shrank */
+	LR_ERR_CHECKSUM = -32,  /* a cluster's checksum is wrong */
+	LR_ERR_FRAME = -33,     /* a cluster's zstd frame does not decode to what it should */
 };
 
 struct lr_problem {
@@ -95,9 +91,7 @@ const char *lr_header_hash(void);
 /* Load libzstd now rather than with the first image. 0, or LR_ERR_NO_ZSTD. */
 int lr_init(void);
 
-/* ---- Images
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- Images ---- */
 
 typedef struct lr_image lr_image;
 
@@ -173,8 +167,7 @@ int64_t lr_image_find_region(const lr_image *image, const char *name, size_t nam
 int lr_image_read_raw(const lr_image *image, uint64_t offset, void *ret_data, uint64_t bytes,
 		      struct lr_problem *ret_problem);
 
-/* ---- Reading without userfaultfd
- * ------------------------------------------------------------------------------- */
+/* ---- Reading without userfaultfd ---- */
 
 typedef struct lr_reader lr_reader;
 
@@ -192,8 +185,7 @@ int64_t lr_reader_get_data(lr_reader *reader, uint64_t cluster, void *ret_data,
 int lr_reader_read(lr_reader *reader, uint32_t region, uint64_t offset, void *ret_data,
 		   uint64_t bytes, int skip_zeros, struct lr_problem *ret_problem);
 
-/* ---- The kernel's side
- * ----------------------------------------------------------------------------------------- */
+/* ---- The kernel's side ---- */
 
 enum lr_privilege {
 	LR_PRIVILEGE_FULL = 0, /* faults of system calls are served too */
@@ -212,8 +204,7 @@ struct lr_uffd_probe {
 };
 void lr_uffd_probe(struct lr_uffd_probe *ret_probe);
 
-/* ---- Sessions: lazy restore into this process
- * ------------------------------------------------------------------- */
+/* ---- Sessions: lazy restore into this process ---- */
 
 typedef struct lr_session lr_session;
 
@@ -310,8 +301,7 @@ uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_
  * it misses is fenced: a touch gives SIGBUS (SIGSEGV before Linux 6.6), never zeros. */
 void lr_session_close(lr_session *session);
 
-/* ---- Touching, for measurements
- * --------------------------------------------------------------------------------- */
+/* ---- Touching, for measurements ---- */
 
 enum lr_touch_order { LR_TOUCH_SEQUENTIAL = 0, LR_TOUCH_RANDOM = 1 };
 
@@ -322,9 +312,7 @@ enum lr_touch_order { LR_TOUCH_SEQUENTIAL = 0, LR_TOUCH_RANDOM = 1 };
 uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint32_t order,
 		  uint64_t seed, uint64_t first, uint64_t count, uint32_t *ret_latency_ns);
 
-/* ---- Memory
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- Memory ---- */
 
 /* Map empty private anonymous memory (NORESERVE) exactly at `address`: LR_ERR_BUSY if anything is
  * there. */
@@ -334,9 +322,7 @@ int lr_memory_unmap(uint64_t address, uint64_t length);
  * kernel's own zero page cost nothing. Negative where /proc is not there. */
 int64_t lr_memory_get_resident(uint64_t address, uint64_t length);
 
-/* ---- For writers
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- For writers ---- */
 
 uint32_t lr_crc32c(uint32_t crc, const void *data, uint64_t bytes);
 /* State of each page of a buffer: LR_PAGE_ZERO or LR_PAGE_DATA in ret_states (a byte a page). A
@@ -363,8 +349,7 @@ void lr_seen_close(lr_seen *seen);
 int lr_seen_find(const lr_seen *seen, const uint8_t *digest, struct lr_stored_cluster *ret_stored);
 void lr_seen_put(lr_seen *seen, const uint8_t *digest, const struct lr_stored_cluster *stored);
 
-/* ---- Another process's memory
- * ------------------------------------------------------------------------------------ */
+/* ---- Another process's memory ---- */
 
 typedef struct lr_freeze lr_freeze;
 
