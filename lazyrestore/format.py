@@ -232,8 +232,23 @@ class Root:
     @classmethod
     def unpack(cls, data: bytes) -> Root:
         """From the first 128 bytes of the root's payload."""
-        regions, names, height, _, *numbers, tree = _ROOT.unpack_from(data)
-        return cls(regions, names, height, *numbers, Reference.unpack(tree))
+        *before, _, clusters, logical, zero, hole, duplicate, payload, stored, tree = (
+            _ROOT.unpack_from(data)
+        )
+        regions, names, height = before
+        return cls(
+            regions,
+            names,
+            height,
+            clusters,
+            logical,
+            zero,
+            hole,
+            duplicate,
+            payload,
+            stored,
+            Reference.unpack(tree),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,0 +1,147 @@
+"""What an image holds besides clusters: regions, their metadata, and the digest of it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pickle import PickleBuffer
+from typing import TYPE_CHECKING
+
+import msgpack
+import zstandard
+from blake3 import blake3
+
+from . import format as fmt
+from ._native import ffi, lib
+from .reports import RegionInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+DEFAULT_LEVEL = 3
+DEFAULT_CLUSTER_SIZE = 65536
+LEVEL_MIN = -7
+LEVEL_MAX = zstandard.MAX_COMPRESSION_LEVEL
+THREADS_MAX = 256
+
+
+def check_options(page_size: int, cluster_size: int, level: int, threads: int | None) -> None:
+    """Raise ValueError for settings that an image cannot have."""
+    if not (fmt.is_power_of_two(page_size) and fmt.PAGE_SIZE_MIN <= page_size <= fmt.PAGE_SIZE_MAX):
+        raise ValueError(f"a page size is a power of two from 4096 to 65536, not {page_size}")
+    if not (
+        fmt.is_power_of_two(cluster_size)
+        and fmt.CLUSTER_SIZE_MIN <= cluster_size <= fmt.CLUSTER_SIZE_MAX
+    ):
+        raise ValueError(
+            f"a cluster size is a power of two from 4 KiB to 2 MiB, not {cluster_size} bytes"
+        )
+    if cluster_size < page_size:
+        raise ValueError(f"clusters of {cluster_size} bytes do not hold pages of {page_size} bytes")
+    if not LEVEL_MIN <= level <= LEVEL_MAX:
+        raise ValueError(f"a compression level is from {LEVEL_MIN} to {LEVEL_MAX}, not {level}")
+    if threads is not None and not 1 <= threads <= THREADS_MAX:
+        raise ValueError(f"threads are from 1 to {THREADS_MAX}, not {threads}")
+
+
+def check_name(name: str) -> bytes:
+    """A region's name as it is stored, or ValueError."""
+    if not isinstance(name, str):
+        raise TypeError(f"a region's name is a str, not {type(name).__name__}")
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"the region name {name!r} cannot be written as UTF-8") from None
+    if not encoded:
+        raise ValueError("a region's name cannot be empty")
+    if len(encoded) > fmt.NAME_BYTES_MAX:
+        raise ValueError(
+            f"a region's name has at most {fmt.NAME_BYTES_MAX} bytes, not {len(encoded)}:"
+            f" {name[:40]!r}..."
+        )
+    return encoded
+
+
+class Region:
+    """A region that is being written, or was."""
+
+    def __init__(self, info: RegionInfo, name: bytes, metadata: bytes, first_cluster: int) -> None:
+        self.info = info
+        self.name = name
+        self.metadata = metadata
+        self.first_cluster = first_cluster
+        self.length = 0  # until now
+
+    def digest_end(self) -> bytes:
+        """What the content digest has after the region's clusters."""
+        return b"".join(
+            (
+                bytes([fmt.DIGEST_REGION_END]),
+                self.length.to_bytes(8, "little"),
+                len(self.name).to_bytes(4, "little"),
+                self.name,
+                len(self.metadata).to_bytes(4, "little"),
+                self.metadata,
+            )
+        )
+
+
+class ContentDigest:
+    """The digest of the content, fed in address order: docs/format.md, "Content digest"."""
+
+    def __init__(self, page_size: int, cluster_size: int) -> None:
+        self._hash = blake3(fmt.DIGEST_PREFIX)
+        self._hash.update(page_size.to_bytes(4, "little") + cluster_size.to_bytes(4, "little"))
+        self._run_kind = 0
+        self._run_count = 0
+
+    def add_run(self, kind: int, count: int) -> None:
+        if self._run_count and kind != self._run_kind:
+            self._end_run()
+        self._run_kind = kind
+        self._run_count += count
+
+    def add_cluster(self, states: bytes, digest: bytes) -> None:
+        self._end_run()
+        self._hash.update(bytes([fmt.DIGEST_CLUSTER]) + states + digest)
+
+    def end_region(self, region: Region) -> None:
+        self._end_run()
+        self._hash.update(region.digest_end())
+
+    def _end_run(self) -> None:
+        if self._run_count:
+            self._hash.update(bytes([self._run_kind]) + self._run_count.to_bytes(8, "little"))
+            self._run_count = 0
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+def byte_view(data: Buffer) -> memoryview:
+    """The bytes of any buffer, in the order of its elements; copied only if it has gaps."""
+    try:
+        return PickleBuffer(data).raw()
+    except BufferError:
+        return memoryview(memoryview(data).tobytes())
+
+
+def crc32c(data: bytes | bytearray) -> int:
+    """CRC32C of some bytes."""
+    return int(lib.lr_crc32c(0, ffi.from_buffer(data), len(data)))
+
+
+def pack(value: object) -> bytes:
+    """Msgpack, as images have it."""
+    packed = msgpack.packb(value, use_bin_type=True)
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def pack_metadata(name: str, metadata: Mapping[str, object] | None) -> bytes:
+    try:
+        packed = pack(dict(metadata or {}))
+        # Refuses keys that are not strings, at any depth, and what is nested too deeply to be read.
+        msgpack.unpackb(packed, raw=False, strict_map_key=True)
+    except (TypeError, ValueError, OverflowError, msgpack.UnpackException) as error:
+        raise TypeError(f"the metadata of region {name!r} cannot be kept: {error}") from None
+    return packed
