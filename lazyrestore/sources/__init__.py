@@ -1,1 +1,27 @@
-"""Where the memory that is dumped comes from: buffers and arrays, files, other processes."""
+"""Where the memory that is dumped comes from: buffers and arrays, files, other processes.
+
+Names are imported when they are first used, as in the package itself.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .base import Sink, Source
+    from .process import ProcessMemory
+    from .rawfile import RawFile
+
+__all__ = ["ProcessMemory", "RawFile", "Sink", "Source"]
+
+_HOME = {"ProcessMemory": "process", "RawFile": "rawfile", "Sink": "base", "Source": "base"}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

@@ -18,7 +18,7 @@ too much is under way, so a source need not bound anything. What a sink raises i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lazyrestore.reports import Skipped
 
@@ -59,6 +59,7 @@ class Sink(Protocol):
         """Append what was never mapped or never touched: reads as zeros, costs next to nothing."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Something that can be dumped. It is used once."""
 

@@ -1,0 +1,82 @@
+"""Dumping: any source into one image."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+from ._content import DEFAULT_CLUSTER_SIZE, DEFAULT_LEVEL, check_options
+from .format import PAGE_SIZE_MIN
+from .reports import DumpReport
+from .sources.base import Source
+from .writer import ImageWriter, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Buffer
+
+__all__ = ["dump"]
+
+
+def dump(
+    source: Buffer | Mapping[str, Buffer] | Source,
+    path: str | os.PathLike[str],
+    *,
+    level: int = DEFAULT_LEVEL,
+    cluster_size: int = DEFAULT_CLUSTER_SIZE,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> DumpReport:
+    """Write memory into an image.
+
+    The image appears at `path` when it is complete; until then, and if anything fails, what was
+    there stays.
+
+    Args:
+        source: a buffer or numpy array, which makes a region "memory"; a mapping from names to
+            such; ProcessMemory(pid); or RawFile(path). Memory must not change meanwhile (that of
+            another process is stopped).
+        path: the image.
+        level: of zstd, -7 to 22.
+        cluster_size: bytes that are compressed together, and loaded at one touch: a power of two
+            from 4 KiB to 2 MiB.
+        threads: that compress; None: one for each core that this process may use.
+        progress: called at most 20 times a second with the bytes that are done and their total,
+            None where that is not known.
+
+    Raises:
+        TypeError: the source is not memory (an array of objects has none of its own).
+        ValueError: a setting or a region's name cannot be, or source and image are the same file.
+        ProcessError: the process is not there, ended, or cannot be read.
+        OSError: a file cannot be read or written.
+    """
+    check_options(PAGE_SIZE_MIN, cluster_size, level, threads)
+    target = os.fsdecode(path)
+    origin = _as_source(source)
+    origin.check(target)
+    with ImageWriter(
+        target,
+        level=level,
+        cluster_size=cluster_size,
+        threads=threads,
+        source=origin.describe(),
+        progress=progress,
+        total_bytes=origin.total_bytes(),
+    ) as writer:
+        origin.write_to(writer)
+        report = writer.close()
+    return dataclasses.replace(report, frozen_us=origin.frozen_us, skipped=tuple(origin.skipped))
+
+
+def _as_source(source: object) -> Source:
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            "a path is not memory: use RawFile(path) for the content of a file, or encode a str"
+        )
+    from .sources.buffer import Memory
+
+    return Memory.of(source)

@@ -1,0 +1,211 @@
+"""A file's bytes as memory: a raw memory dump, a device, standard input."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from lazyrestore.reports import Skipped
+
+from .base import CHUNK_BYTES, Sink
+from .buffer import UNNAMED
+
+STANDARD_INPUT = "-"
+_READ = os.O_RDONLY | os.O_CLOEXEC
+
+
+class RawFile:
+    """A source: all bytes of a file, from its start (or of a stream, from where it is).
+
+    Holes of a sparse file are not read; they become zero pages. Of a file that has no length
+    (a pipe, a terminal, most of /proc) everything is read until it ends.
+
+    Args:
+        file: a path, "-" for standard input, or an object with `readinto` or `read` that gives
+            bytes; that one is not closed.
+        name: of the region.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | BinaryIO, *, name: str = UNNAMED) -> None:
+        self.skipped: list[Skipped] = []
+        self.frozen_us: int | None = None
+        self.name = name
+        self._stream: BinaryIO | None = None
+        self._path: str | None = None
+        if isinstance(file, (str, os.PathLike)):
+            self._path = os.fsdecode(file)
+        elif hasattr(file, "readinto") or hasattr(file, "read"):
+            self._stream = file
+        else:
+            raise TypeError(
+                f"a RawFile is made of a path, '-', or a binary file, not of {type(file).__name__}"
+            )
+
+    def describe(self) -> str:
+        """What this is, for people."""
+        if self._path == STANDARD_INPUT:
+            return "standard input"
+        if self._path is not None:
+            return f"file {os.path.abspath(self._path)}"
+        return f"file {getattr(self._stream, 'name', 'object')}"
+
+    def check(self, target: str) -> None:
+        """Refuse what cannot be read, and what the image would replace.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is the target.
+        """
+        here = self._stat()
+        if here is None:
+            return
+        if stat.S_ISDIR(here.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._path)
+        if self._path is not None and self._path != STANDARD_INPUT and stat.S_ISREG(here.st_mode):
+            os.close(os.open(self._path, _READ))  # a pipe's writer would take this for its reader
+        try:
+            there = os.stat(target)
+        except OSError:
+            return
+        if os.path.samestat(here, there):
+            raise ValueError(f"{target} is the file to be dumped: give the image another name")
+
+    def total_bytes(self) -> int | None:
+        """Its length, or None where only reading tells."""
+        here = self._stat()
+        if here is None or not stat.S_ISREG(here.st_mode):
+            return None
+        return here.st_size or None
+
+    def write_to(self, sink: Sink) -> None:
+        """Write the one region."""
+        sink.add_region(self.name)
+        if self._path is None:
+            _copy_object(self._stream, sink)
+        elif self._path == STANDARD_INPUT:
+            self._copy(0, sink)
+        else:
+            fd = os.open(self._path, _READ)
+            try:
+                self._copy(fd, sink)
+            finally:
+                os.close(fd)
+
+    def _stat(self) -> os.stat_result | None:
+        if self._path is None:
+            return None
+        return os.fstat(0) if self._path == STANDARD_INPUT else os.stat(self._path)
+
+    def _copy(self, fd: int, sink: Sink) -> None:
+        length = _length(fd)
+        if length is None:
+            _copy_pipe(fd, sink, self.describe())
+            return
+        for is_data, start, end in _extents(fd, length):
+            if is_data:
+                self._copy_range(fd, start, end, sink)
+            else:
+                sink.zero(end - start)
+
+    def _copy_range(self, fd: int, start: int, end: int, sink: Sink) -> None:
+        while start < end:
+            # Pieces begin at multiples of their length, so that they need no copy.
+            length = min(CHUNK_BYTES - start % CHUNK_BYTES, end - start)
+            chunk = bytearray(length)
+            filled = 0
+            with memoryview(chunk) as view:
+                while filled < length:
+                    try:
+                        count = os.preadv(fd, [view[filled:]], start + filled)
+                    except OSError as error:
+                        raise _read_error(error, self.describe()) from None
+                    if count == 0:
+                        raise OSError(
+                            errno.EIO,
+                            f"The file became shorter while it was dumped: it ends at byte"
+                            f" {start + filled}, and had {end} or more",
+                            self._path,
+                        )
+                    filled += count
+            sink.write_stable(chunk)
+            start += length
+
+
+def _copy_object(stream: Any, sink: Sink) -> None:
+    if not hasattr(stream, "readinto"):
+        while data := stream.read(CHUNK_BYTES):
+            if isinstance(data, str):
+                raise TypeError("the file is open for text: open it with mode 'rb'")
+            sink.write(data)
+        return
+    while True:
+        chunk = bytearray(CHUNK_BYTES)
+        filled = 0
+        with memoryview(chunk) as view:
+            while filled < CHUNK_BYTES and (count := stream.readinto(view[filled:])):
+                filled += count
+        sink.write_stable(memoryview(chunk)[:filled])
+        if filled < CHUNK_BYTES:
+            return
+
+
+def _copy_pipe(fd: int, sink: Sink, what: str) -> None:
+    while True:
+        chunk = bytearray(CHUNK_BYTES)
+        filled = 0
+        with memoryview(chunk) as view:
+            while filled < CHUNK_BYTES:
+                try:
+                    count = os.readv(fd, [view[filled:]])
+                except OSError as error:
+                    raise _read_error(error, what) from None
+                if count == 0:
+                    break
+                filled += count
+        sink.write_stable(memoryview(chunk)[:filled])
+        if filled < CHUNK_BYTES:
+            return
+
+
+def _read_error(error: OSError, what: str) -> OSError:
+    return OSError(error.errno, f"{error.strerror} (while reading {what})")
+
+
+def _length(fd: int) -> int | None:
+    """Where a file ends that can be read at any place; None for what has to be read to know."""
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        return None
+    here = os.lseek(fd, 0, os.SEEK_CUR)
+    if here:  # standard input, from which something was taken already: the rest is wanted
+        return None
+    end = os.lseek(fd, 0, os.SEEK_END)
+    os.lseek(fd, 0, os.SEEK_SET)
+    # Files of /proc say 0 and have content. An empty one is as quickly read to its end.
+    return end or None
+
+
+def _extents(fd: int, length: int) -> Iterator[tuple[bool, int, int]]:
+    """(is data, start, end) of a file's extents, ascending, without gaps."""
+    at = 0
+    while at < length:
+        try:
+            start = min(os.lseek(fd, at, os.SEEK_DATA), length)
+            if start > at:
+                yield False, at, start
+                at = start
+                continue
+            end = min(os.lseek(fd, at, os.SEEK_HOLE), length)
+        except OSError as error:
+            if error.errno == errno.ENXIO and os.fstat(fd).st_size >= length:
+                yield False, at, length  # nothing but a hole is left
+            else:
+                yield True, at, length  # this file cannot tell; or it shrank, which reading finds
+            return
+        if end <= at:
+            end = length
+        yield True, at, end
+        at = end
