@@ -51,9 +51,10 @@ lint: $(stamp) native
 	$(bin)/mypy
 	$(bin)/clang-format --dry-run -Werror $(c_files)
 	@# clang-format leaves alone what it cannot break, such as a long line in a comment.
-	@for file in $(c_files); do expand "$$file" | awk -v file="$$file" \
-		'length > 100 { print file ":" NR ": longer than 100 columns"; bad = 1 } END { exit bad }' \
-		|| bad=1; done; [ -z "$$bad" ]
+	@bad=; for file in $(c_files); do \
+		if expand "$$file" | LC_ALL=C.UTF-8 grep -nE '^.{101}'; then \
+			echo "$$file: longer than 100 columns"; bad=1; fi; \
+	done; [ -z "$$bad" ]
 
 format: $(stamp)
 	$(bin)/ruff check --fix
