@@ -1,7 +1,7 @@
 """Log text as services write it: words by Zipf's law, sorted times, counters.
 
-Standard library only. It compresses as such text does: neither random bytes, nor one line a million times. The same seed
-gives the same bytes.
+Standard library only. It compresses as such text does: neither random bytes, nor one line a million
+times. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
