@@ -129,19 +129,26 @@ static void *run_counter(void *argument)
 	return NULL;
 }
 
-static void *end_at_once(void *argument)
+/* Long enough to be seen counting, if it were forgotten. */
+static void *live_a_little(void *argument)
 {
-	board->threads_made++;
+	int64_t until = now_ns() + 2000000;
+
+	do {
+		board->threads_made++;
+	} while (now_ns() < until);
 	return argument;
 }
 
-/* Makes threads without end, some of which make one more. */
+/* Makes threads without end. */
 static void *run_maker(void *argument)
 {
 	for (;;) {
-		pthread_t thread;
-		if (pthread_create(&thread, NULL, end_at_once, NULL) == 0)
-			pthread_join(thread, NULL);
+		pthread_t threads[4];
+		for (int i = 0; i < 4; i++)
+			CHECK_EQ(pthread_create(&threads[i], NULL, live_a_little, NULL), 0);
+		for (int i = 0; i < 4; i++)
+			pthread_join(threads[i], NULL);
 	}
 	return argument;
 }
