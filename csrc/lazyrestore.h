@@ -305,10 +305,15 @@ void lr_session_close(lr_session *session);
 
 enum lr_touch_order { LR_TOUCH_SEQUENTIAL = 0, LR_TOUCH_RANDOM = 1 };
 
+/* What ret_latency_ns has for a page whose touch raised SIGBUS or SIGSEGV: it is fenced. */
+#define LR_TOUCH_FAILED 4294967295
+
 /* Read one byte of different pages of a mapping: numbers `first` to first + count - 1 of its pages,
  * counted in order of address or in the random permutation that belongs to `seed`. ret_latency_ns
- * (room for count, or NULL) gets what each touch that took a page fault waited, 0 for the others.
- * Returns the number of pages touched. */
+ * (room for count, or NULL) gets what each touch that took a page fault waited, 0 for the others,
+ * and LR_TOUCH_FAILED for pages that cannot be read: while it runs, SIGBUS and SIGSEGV are handled
+ * for what this thread touches here; those of anyone else go to the handlers that were there. With
+ * NULL nothing is handled. Returns the number of pages, failed ones included. */
 uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint32_t order,
 		  uint64_t seed, uint64_t first, uint64_t count, uint32_t *ret_latency_ns);
 
