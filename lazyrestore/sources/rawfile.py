@@ -176,16 +176,17 @@ def _read_error(error: OSError, what: str) -> OSError:
 
 def _length(fd: int) -> int | None:
     """Where a file ends that can be read at any place; None for what has to be read to know."""
-    mode = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+    here = os.fstat(fd)
+    if not (stat.S_ISREG(here.st_mode) or stat.S_ISBLK(here.st_mode)):
         return None
-    here = os.lseek(fd, 0, os.SEEK_CUR)
-    if here:  # standard input, from which something was taken already: the rest is wanted
-        return None
+    if os.lseek(fd, 0, os.SEEK_CUR):
+        return None  # standard input, from which something was taken already: the rest is wanted
+    if stat.S_ISREG(here.st_mode):
+        # Files of /proc say 0 and have content. An empty one is as quickly read to its end.
+        return here.st_size or None
     end = os.lseek(fd, 0, os.SEEK_END)
     os.lseek(fd, 0, os.SEEK_SET)
-    # Files of /proc say 0 and have content. An empty one is as quickly read to its end.
-    return end or None
+    return end
 
 
 def _extents(fd: int, length: int) -> Iterator[tuple[bool, int, int]]:
