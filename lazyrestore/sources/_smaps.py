@@ -34,7 +34,7 @@ class Mapping:
         start, end: addresses; `end` is the first behind it.
         permissions: as "rw-p".
         offset: in the mapped file, in bytes.
-        inode: of the mapped file; 0: none.
+        inode: of the mapped file (SysV memory may have number 0).
         path: of it, or the kernel's name in brackets, or "".
         flags: the two-letter words of VmFlags.
     """
@@ -65,6 +65,11 @@ class Mapping:
         )
 
     @property
+    def has_file(self) -> bool:
+        """True if there is a file behind it, if only one of shared memory."""
+        return self.path != "" and not self.path.startswith("[")
+
+    @property
     def label(self) -> str:
         """START-END, and the path or name if it has one: for messages."""
         return f"{self.start:x}-{self.end:x} {self.path}".rstrip()
@@ -79,8 +84,7 @@ class Mapping:
             return False
         if self.path == _HUGE_ANONYMOUS:
             return True
-        known = self.path in _ANONYMOUS_NAMES or self.path.startswith(_ANONYMOUS_PREFIXES)
-        return self.inode == 0 and known
+        return self.path in _ANONYMOUS_NAMES or self.path.startswith(_ANONYMOUS_PREFIXES)
 
     @property
     def is_shared_anonymous(self) -> bool:

@@ -341,7 +341,7 @@ class _Reader:
                 unreadable = min(end, start + self._page_size - start % self._page_size)
                 reason = (
                     "behind the end of the mapped file, or the file cannot be read"
-                    if mapping.inode
+                    if mapping.has_file
                     else "the kernel cannot read it: a guard, or failed memory"
                 )
                 self._skip(mapping, start, unreadable, reason)
@@ -420,7 +420,7 @@ def _metadata(region: _Region) -> dict[str, object] | None:
     """Path and offset, if all of it is one piece of one file."""
     first = region.mappings[0]
     base = first.start - first.offset
-    if not first.inode or any(
+    if not first.has_file or any(
         mapping.path != first.path
         or mapping.inode != first.inode
         or mapping.start - mapping.offset != base
