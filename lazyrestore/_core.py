@@ -24,8 +24,11 @@ _SLICE_NS = 50_000_000
 class Core:
     """A `lr_session`: the pager, its userfaultfd, and what was measured. Ends when nobody holds it.
 
-    Regions hold it, so it outlives every view of them; it never holds a region.
+    Something outside of every cycle of references holds it while a region's memory is there (see
+    `region._at_the_end`), so it outlives every view of them; it never holds a region.
     """
+
+    _handle: CData = ffi.NULL
 
     def __init__(self, image: Image, *, privilege: str, trace_records: int) -> None:
         options = ffi.new("struct lr_session_options *")
@@ -34,7 +37,6 @@ class Core:
         found = ffi.new("lr_session **")
         problem = new_problem()
         self.image = image
-        self._handle: CData = ffi.NULL
         code = lib.lr_session_open(image._handle, options, found, problem)
         check(code, problem, what=f"cannot restore {image.path} lazily: userfaultfd")
         self._handle = found[0]
@@ -60,7 +62,10 @@ class Core:
         lib.lr_session_resume(self._handle, number)
 
     def detach(self, number: int) -> None:
-        """Forget a region whose memory is gone, or will be before anyone touches it."""
+        """Forget a region whose memory is gone, or will be before anyone touches it.
+
+        Waits until no page is being installed in it. Does nothing the second time.
+        """
         lib.lr_session_detach(self._handle, number)
 
     def populate(self, number: int, offset: int, length: int, timeout: float | None) -> None:

@@ -15,6 +15,7 @@ from .region import PlacedRegion, Region, placed_region
 from .session import Session
 
 _PREFETCH = ("none", "auto")
+_TRACE_MAX = 1 << 24
 
 
 def restore(
@@ -66,6 +67,8 @@ def restore(
         raise ValueError(
             f"privilege is {privilege!r}: it can be {', '.join(map(repr, PRIVILEGES))}"
         )
+    if not 0 <= trace <= _TRACE_MAX:
+        raise ValueError(f"trace is {trace}: it can be from 0 to {_TRACE_MAX}")
     image = Image(path)
     core = _open_core(image, lazy, privilege, trace)
     waited = array("I")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
+import weakref
 from array import array
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from ._core import Core, touch
-from ._native import check, ffi, lib, new_problem
+from ._native import CData, check, ffi, lib, new_problem
 from ._open import Image, check_range
 from .errors import KernelError
 
@@ -29,6 +30,7 @@ class _LazyMemory:
     _core: Core | None
     _number: int
     _waited: array[int]
+    _end: CData | None = None
     address: int
     closed: bool
 
@@ -150,6 +152,11 @@ class Region(_LazyMemory, mmap.mmap):
         address: of its first byte in this process.
     """
 
+    def _begin(self, image: Image, core: Core | None, number: int, waited: array[int]) -> None:
+        super()._begin(image, core, number, waited)
+        if core is not None:
+            self._end = _at_the_end(core.detach, number)
+
     def __new__(cls, length: int) -> Region:
         """Map empty memory; `lazyrestore.restore` then has it served."""
         return mmap.mmap.__new__(cls, -1, length, flags=_FLAGS)
@@ -198,12 +205,7 @@ class Region(_LazyMemory, mmap.mmap):
             raise
         if served and self._core is not None:
             self._core.detach(self._number)
-
-    def __del__(self) -> None:
-        # Before mmap's own end, which unmaps. There are no views: they would hold the region.
-        if hasattr(self, "_core"):
-            with contextlib.suppress(BufferError, ValueError):
-                self.close()
+        self._core = self._end = None
 
     def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
         raise TypeError("a Region cannot be pickled: pickle its array, or bytes of it")
@@ -245,20 +247,37 @@ class PlacedRegion(_LazyMemory):
         """Let go of the memory. What still uses it, views included, is served to its end."""
         self.closed = True
 
-    def __del__(self) -> None:
-        if not hasattr(self, "_core") or not self.length:
-            return
-        # No page may be installed once the memory is gone: the address may be somebody else's then.
-        served = self._core is not None and self._core.suspend(self._number)
-        lib.lr_memory_unmap(self.address, self.length)
-        if served and self._core is not None:
-            self._core.detach(self._number)
+    def _begin(self, image: Image, core: Core | None, number: int, waited: array[int]) -> None:
+        super()._begin(image, core, number, waited)
+        if self.length:
+            self._end = _at_the_end(_unmap, core, number, self.address, self.length)
 
     def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
         raise TypeError("a PlacedRegion cannot be pickled: pickle its array, or bytes of it")
 
     def __repr__(self) -> str:
         return f"<lazyrestore.PlacedRegion {self.name!r}: {self.length} bytes at {self.address:#x}>"
+
+
+def _at_the_end(action: Callable[..., None], *arguments: object) -> CData:
+    """Something to be kept in a region's `__dict__`: `action` is called when it is let go of.
+
+    That is before the base class unmaps the memory, and after the last line of Python that could
+    touch it. A `__del__` would not do: the collector of cycles calls it, and those of the objects
+    that the region needs, in any order, while other objects of the cycle still use the memory.
+    What cffi allocates is not the collector's. Meanwhile `arguments` are kept alive from outside.
+    """
+    token = ffi.new("char *")
+    weakref.finalize(token, action, *arguments).atexit = False
+    return token
+
+
+def _unmap(core: Core | None, number: int, address: int, length: int) -> None:
+    # No page may be installed once the memory is gone: the address may be somebody else's then.
+    served = core is not None and core.suspend(number)
+    lib.lr_memory_unmap(address, length)
+    if served and core is not None:
+        core.detach(number)
 
 
 def placed_region(length: int, address: int) -> PlacedRegion:
