@@ -138,8 +138,8 @@ def touch(
 ) -> int:
     """Touch pages of a mapping and append what each that faulted waited, in ns, to `room`.
 
-    Returns the number of pages touched; fewer than `count` where there are no more. Yields to
-    Ctrl-C between slices.
+    Returns the number of pages that were read; fewer than `count` where there are no more, and
+    where some are fenced. Yields to Ctrl-C between slices.
     """
     page_size = 4096
     orders = {"sequential": lib.LR_TOUCH_SEQUENTIAL, "random": lib.LR_TOUCH_RANDOM}
@@ -147,14 +147,16 @@ def touch(
     latencies = array("I", bytes(4 * step))
     target = ffi.from_buffer("uint32_t[]", latencies)
     memory = ffi.cast("void *", address)
-    done = 0
+    done = failed = 0
     while done < count:
         wanted = min(step, count - done)
         got = lib.lr_touch(
             memory, length, page_size, orders[order], seed, first + done, wanted, target
         )
-        room.extend(waited for waited in latencies[:got] if waited)
+        waits = [waited for waited in latencies[:got] if waited]
+        room.extend(waited for waited in waits if waited != lib.LR_TOUCH_FAILED)
+        failed += waits.count(lib.LR_TOUCH_FAILED)
         done += got
         if got < wanted:
             break
-    return done
+    return done - failed

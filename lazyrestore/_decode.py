@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._open import Image
@@ -18,12 +18,12 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def decode_regions(image: Image, buffers: Sequence[Any], *, threads: int | None = None) -> None:
-    """Decode every region into a fresh buffer of its own.
+def decode_regions(image: Image, buffers: Mapping[int, Any], *, threads: int | None = None) -> None:
+    """Decode regions, each into a fresh buffer of its own.
 
     Args:
         image: the image.
-        buffers: one a region, in order; all zero, as fresh anonymous memory is.
+        buffers: by the number of the region; all zero, as fresh anonymous memory is.
         threads: how many decode at once; None: one a core.
 
     Raises:
@@ -31,10 +31,10 @@ def decode_regions(image: Image, buffers: Sequence[Any], *, threads: int | None 
     """
     chunks = [
         (number, offset)
-        for number, info in enumerate(image.regions)
-        for offset in range(0, info.length, CHUNK_BYTES)
+        for number in buffers
+        for offset in range(0, image.regions[number].length, CHUNK_BYTES)
     ]
-    views = [memoryview(buffer).cast("B") for buffer in buffers]
+    views = {number: memoryview(buffer).cast("B") for number, buffer in buffers.items()}
 
     def work(take: Callable[[], int | None]) -> None:
         with image.reader() as reader:
@@ -47,7 +47,7 @@ def decode_regions(image: Image, buffers: Sequence[Any], *, threads: int | None 
     try:
         run_threads(work, len(chunks), threads)
     finally:
-        for view in views:
+        for view in views.values():
             view.release()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -53,6 +54,7 @@ class Image:
         self._raw = ffi.new("struct lr_image_info *")
         lib.lr_image_get_info(self._handle, self._raw)
         self._is_closed = False
+        self._first_clusters: list[int] = []
         self.regions = tuple(self._read_regions())
         self._numbers = {region.name: number for number, region in enumerate(self.regions)}
         if len(self._numbers) != len(self.regions):
@@ -69,6 +71,7 @@ class Image:
                 message = f"the name of region {number} is not UTF-8"
                 raise ImageError(f"cannot open {self.path}: {message}") from None
             shared = bool(region.flags & 1)
+            self._first_clusters.append(region.first_cluster)
             yield RegionInfo(text, region.address, region.length, region.protection, shared)
 
     @property
@@ -109,10 +112,14 @@ class Image:
         """Bytes of a region that are compressed together."""
         return int(self._raw.cluster_size)
 
+    @property
+    def file_bytes(self) -> int:
+        """Length of the image itself."""
+        return int(self._raw.file_bytes)
+
     def first_cluster(self, number: int) -> int:
         """Number of a region's first cluster, counted through the image."""
-        size = self.cluster_size
-        return sum(-(-region.length // size) for region in self.regions[:number])
+        return self._first_clusters[number]
 
     @property
     def bytes_read_at_open(self) -> int:
@@ -124,7 +131,8 @@ class Image:
             raise ValueError(f"{self.path} is closed: open it again")
         return self._raw
 
-    def _read_raw(self, offset: int, length: int) -> bytes:
+    def read_raw(self, offset: int, length: int) -> bytes:
+        """Bytes of the file as they are."""
         self._open_raw()
         data = bytearray(length)
         problem = new_problem()
@@ -133,9 +141,8 @@ class Image:
         return bytes(data)
 
     def _header(self) -> dict[str, object]:
-        import msgpack
-
-        record = msgpack.unpackb(self._read_raw(0, self._raw.header_bytes), strict_map_key=True)
+        data = self.read_raw(0, self._raw.header_bytes)
+        record = unpack(data, f"{self.path}: the image's header")
         value = record.get("lazyrestore") if isinstance(record, dict) else None
         if not isinstance(value, dict):
             raise ImageError(f"{self.path}: the image's header is not a map")
@@ -148,19 +155,21 @@ class Image:
             RegionNotFound: there is no region of that name.
             ImageError: the metadata is damaged.
         """
-        import msgpack
-
         number = self.number(name)
-        data = self._read_raw(self._raw.metadata_offset, self._raw.metadata_bytes)
+        metadata = self.all_metadata()[number]
+        if not isinstance(metadata, dict):
+            raise ImageError(f"{self.path}: the metadata of region {name!r} is not a map")
+        return metadata
+
+    def all_metadata(self) -> list[object]:
+        """The metadata of all regions, in their order; see `metadata`."""
+        data = self.read_raw(self._raw.metadata_offset, self._raw.metadata_bytes)
         if lib.lr_crc32c(0, ffi.from_buffer(data), len(data)) != self._raw.metadata_crc32c:
             raise ImageError(f"{self.path}: the image's metadata is damaged: take another copy")
-        maps: object = msgpack.unpackb(data, strict_map_key=True)
+        maps = unpack(data, f"{self.path}: the image's metadata")
         if not isinstance(maps, list) or len(maps) != len(self.regions):
             raise ImageError(f"{self.path}: the image's metadata does not fit its regions")
-        found = maps[number]
-        if not isinstance(found, dict):
-            raise ImageError(f"{self.path}: the metadata of region {name!r} is not a map")
-        return found
+        return maps
 
     def number(self, name: str) -> int:
         """The region's number, in the order in which they were dumped.
@@ -172,6 +181,11 @@ class Image:
             return self._numbers[name]
         except KeyError:
             raise RegionNotFound(_unknown_region(self.path, name, list(self._numbers))) from None
+
+    def place_of_cluster(self, cluster: int) -> tuple[int, int]:
+        """The number of the region that a cluster is in, and where it begins there, in bytes."""
+        number = bisect.bisect_right(self._first_clusters, cluster) - 1
+        return number, (cluster - self._first_clusters[number]) * self.cluster_size
 
     def reader(self) -> Reader:
         """A means of decoding, for one thread at a time."""
@@ -245,6 +259,11 @@ class Reader:
         check(lib.lr_reader_open(image._handle, found), what=f"cannot read {image.path}")
         self._handle: CData = ffi.gc(found[0], lib.lr_reader_close)
 
+    @property
+    def handle(self) -> CData:
+        """The `lr_reader *`."""
+        return self._handle
+
     def read_into(
         self, number: int, offset: int, data: bytearray | memoryview, *, is_zeroed: bool = False
     ) -> None:
@@ -272,7 +291,9 @@ class Reader:
         """The index entry of a cluster, a `struct lr_cluster_info *`."""
         info = ffi.new("struct lr_cluster_info *")
         problem = new_problem()
-        check(lib.lr_reader_get_cluster(self._handle, cluster, info, problem), problem)
+        code = lib.lr_reader_get_cluster(self._handle, cluster, info, problem)
+        if code < 0:
+            raise_for_cluster(self._image, self._image.place_of_cluster(cluster)[0], code, problem)
         return info
 
     def data(self, cluster: int) -> bytes:
@@ -314,6 +335,22 @@ def raise_for_cluster(
         offset=offset if 0 <= offset < info.length else None,
         cluster_error=kind,
     )
+
+
+def unpack(data: bytes, what: str) -> object:
+    """One msgpack object; ImageError if it is not one, or has a key twice."""
+    import msgpack
+
+    def once(pairs: list[tuple[object, object]]) -> dict[object, object]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            raise ValueError("a key stands twice in a map")
+        return made
+
+    try:
+        return msgpack.unpackb(data, strict_map_key=True, object_pairs_hook=once)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise ImageError(f"{what} is damaged: {error}: take another copy") from None
 
 
 def check_range(name: str, offset: int, length: int, total: int) -> int:

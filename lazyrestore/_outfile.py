@@ -79,6 +79,24 @@ class OutputFile:
             if written:
                 parts[start] = memoryview(parts[start])[written:]
 
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        """Write at a place of its own, at once; from any thread. Not to be mixed with `append`."""
+        view = memoryview(data)
+        try:
+            while len(view):
+                written = os.pwrite(self._fd, view, offset)
+                view = view[written:]
+                offset += written
+        except OSError as error:
+            raise OSError(error.errno, _reason(error), self.path) from None
+
+    def set_length(self, nbytes: int) -> None:
+        """Make it so long; what was not written reads as zeros, and takes no space."""
+        try:
+            os.ftruncate(self._fd, nbytes)
+        except OSError as error:
+            raise OSError(error.errno, _reason(error), self.path) from None
+
     def commit(self) -> None:
         """Make it durable and put it in the target's place."""
         self.flush()
@@ -120,7 +138,7 @@ def _refuse_target(path: str, name: str) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        message = "It is not a regular file, and an image would replace it"
+        message = "It is not a regular file, and would be replaced by one"
         raise FileExistsError(errno.EEXIST, message)
 
 
@@ -143,7 +161,7 @@ def _sync_folder(fd: int) -> None:
 
 def _reason(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
-        return "No space left on device: free some, or write the image elsewhere"
+        return "No space left on device: free some, or write elsewhere"
     if error.errno == errno.EFBIG:
         return "File too large for the file system or the limit (ulimit -f)"
     return error.strerror or str(error)

@@ -69,11 +69,36 @@ def restore(
         )
     if not 0 <= trace <= _TRACE_MAX:
         raise ValueError(f"trace is {trace}: it can be from 0 to {_TRACE_MAX}")
-    image = Image(path)
+    return map_image(
+        Image(path),
+        lazy=lazy,
+        privilege=privilege,
+        at_original_address=at_original_address,
+        threads=threads,
+        trace=trace,
+    )
+
+
+def map_image(
+    image: Image,
+    *,
+    lazy: bool | Literal["auto"] = "auto",
+    privilege: str = "full",
+    at_original_address: bool = False,
+    threads: int | None = None,
+    trace: int = 0,
+    only: str | None = None,
+) -> Session:
+    """The second half of `restore`, with the same arguments. The session takes the image over.
+
+    With `only`, the one region of that name is restored, and not all.
+    """
+    wanted = range(len(image.regions)) if only is None else (image.number(only),)
     core = _open_core(image, lazy, privilege, trace)
     waited = array("I")
     regions: dict[str, Region | PlacedRegion] = {}
-    for number, info in enumerate(image.regions):
+    for number in wanted:
+        info = image.regions[number]
         region: Region | PlacedRegion
         if at_original_address and info.length:
             region = _place(image, number)
@@ -86,7 +111,8 @@ def restore(
     if core is None:
         from ._decode import decode_regions
 
-        decode_regions(image, list(regions.values()), threads=threads)
+        buffers = {image.number(name): region for name, region in regions.items()}
+        decode_regions(image, buffers, threads=threads)
     return Session(image, core, regions, waited)
 
 
@@ -100,7 +126,7 @@ def _open_core(image: Image, lazy: bool | str, privilege: str, trace: int) -> Co
         if lazy != "auto":
             raise
         message = f"{error}. Restored eagerly instead: all pages were decoded at once"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
         return None
 
 

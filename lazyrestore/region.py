@@ -118,7 +118,8 @@ class _LazyMemory:
             seed: chooses the permutation.
 
         Returns:
-            How many pages were touched.
+            How many pages were read. Pages that cannot be loaded are left out: `Session.errors`
+            has them.
         """
         if order not in ("sequential", "random"):
             raise ValueError(f"order is {order!r}: it can be 'sequential' or 'random'")
