@@ -87,31 +87,48 @@ static int drop_early_pages(const struct lr_range *range, struct lr_problem *ret
 	return lr_problem_from_errno(ret_problem, errno);
 }
 
-static int attach(lr_session *session, struct lr_range *range, uint64_t start,
+static int register_range(lr_session *session, const struct lr_range *range,
+			  struct lr_problem *ret_problem)
+{
+	void *start = (void *)(uintptr_t)range->start;
+	int code = lr_uffd_register(&session->target.uffd, range->start, range->bytes, ret_problem);
+
+	/* Nothing to undo, and nothing that may be undone: where another userfaultfd holds the
+	 * range, kernels before 6.17 would take it from that one, and its pages would read as
+	 * zeros. */
+	if (code < 0)
+		return code;
+	code = drop_early_pages(range, ret_problem);
+	if (code == LR_OK && madvise(start, range->bytes, MADV_DONTFORK) < 0)
+		code = lr_problem_from_errno(ret_problem, errno);
+	/* Nothing was promised of this memory yet: it may go back to being ordinary. */
+	if (code < 0)
+		lr_uffd_unregister(&session->target.uffd, range->start, range->bytes);
+	return code;
+}
+
+static int attach(lr_session *session, struct lr_range *range, uint64_t start, bool is_owned,
 		  struct lr_problem *ret_problem)
 {
 	uint64_t host_page = session->target.host_page;
 	uint64_t pages = range->region.length / host_page + (range->region.length % host_page != 0);
 	int code;
 
-	if (start % host_page || start == 0 || pages == 0)
+	if (start % host_page || start == 0 || pages == 0 || start > UINT64_MAX - pages * host_page)
 		return lr_problem_set(ret_problem, LR_ERR_ARGUMENT, 0, LR_NOWHERE, LR_NOWHERE);
-	if (lr_range_state(range) != LR_RANGE_IDLE)
-		return lr_problem_set(ret_problem, LR_ERR_BUSY, 0, LR_NOWHERE, LR_NOWHERE);
-	range->start = start;
-	range->bytes = pages * host_page;
-	code = lr_uffd_register(&session->target.uffd, range->start, range->bytes, ret_problem);
-	if (code == LR_OK)
-		code = drop_early_pages(range, ret_problem);
-	if (code == LR_OK && madvise((void *)(uintptr_t)start, range->bytes, MADV_DONTFORK) < 0)
-		code = lr_problem_from_errno(ret_problem, errno);
+	code = lr_target_enter(&session->target, range, start, pages * host_page);
+	if (code < 0)
+		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
+	range->is_owned = is_owned;
+	code = register_range(session, range, ret_problem);
 	if (code < 0) {
-		/* Nothing was promised of this memory yet: it may go back to being ordinary. */
-		lr_uffd_unregister(&session->target.uffd, range->start, range->bytes);
+		lr_target_remove(&session->target, range);
+		lr_range_change(range, LR_RANGE_CHANGING, LR_RANGE_IDLE);
 		return code;
 	}
-	lr_range_set_state(range, LR_RANGE_ACTIVE);
-	lr_target_enter(&session->target, range);
+	lr_range_change(range, LR_RANGE_CHANGING, LR_RANGE_ACTIVE);
+	/* Who touched it since it was registered was read and left: have him ask again. */
+	lr_uffd_wake(&session->target.uffd, range->start, range->bytes);
 	return LR_OK;
 }
 
@@ -123,7 +140,7 @@ int lr_session_attach(lr_session *session, uint32_t region, void *address,
 
 	if (!range)
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
-	return attach(session, range, (uint64_t)(uintptr_t)address, ret_problem);
+	return attach(session, range, (uint64_t)(uintptr_t)address, false, ret_problem);
 }
 
 int lr_session_map(lr_session *session, uint32_t region, void **ret_address,
@@ -141,14 +158,20 @@ int lr_session_map(lr_session *session, uint32_t region, void **ret_address,
 		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (memory == MAP_FAILED)
 		return lr_problem_from_errno(ret_problem, errno);
-	code = attach(session, range, (uint64_t)(uintptr_t)memory, ret_problem);
+	code = attach(session, range, (uint64_t)(uintptr_t)memory, true, ret_problem);
 	if (code < 0) {
 		munmap(memory, range->region.length);
 		return code;
 	}
-	range->is_owned = true;
 	*ret_address = memory;
 	return LR_OK;
+}
+
+/* Wait until nothing is installed in a range that is not active any more. */
+static void quiesce(lr_session *session)
+{
+	lr_loader_quiesce(&session->pager.loader);
+	lr_loader_quiesce(&session->ahead);
 }
 
 int lr_session_suspend(lr_session *session, uint32_t region)
@@ -158,11 +181,9 @@ int lr_session_suspend(lr_session *session, uint32_t region)
 
 	if (!range)
 		return code;
-	if (lr_range_state(range) != LR_RANGE_ACTIVE)
+	if (!lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_SUSPENDED))
 		return LR_ERR_CLOSED;
-	lr_range_set_state(range, LR_RANGE_SUSPENDED);
-	lr_loader_quiesce(&session->pager.loader);
-	lr_loader_quiesce(&session->ahead);
+	quiesce(session);
 	return LR_OK;
 }
 
@@ -173,12 +194,18 @@ int lr_session_resume(lr_session *session, uint32_t region)
 
 	if (!range)
 		return code;
-	if (lr_range_state(range) != LR_RANGE_SUSPENDED)
+	if (!lr_range_change(range, LR_RANGE_SUSPENDED, LR_RANGE_ACTIVE))
 		return LR_ERR_CLOSED;
-	lr_range_set_state(range, LR_RANGE_ACTIVE);
 	/* Faults that came meanwhile were read and left: have them asked again. */
 	lr_uffd_wake(&session->target.uffd, range->start, range->bytes);
 	return LR_OK;
+}
+
+static void let_go(lr_session *session, struct lr_range *range)
+{
+	lr_target_remove(&session->target, range);
+	/* Who waits for a page of memory that is gone waits for good unless he is woken. */
+	lr_uffd_wake(&session->target.uffd, range->start, range->bytes);
 }
 
 int lr_session_detach(lr_session *session, uint32_t region)
@@ -188,14 +215,12 @@ int lr_session_detach(lr_session *session, uint32_t region)
 
 	if (!range)
 		return code;
-	if (lr_range_state(range) == LR_RANGE_ACTIVE)
-		lr_session_suspend(session, region);
-	if (lr_range_state(range) != LR_RANGE_SUSPENDED)
+	if (!lr_range_change(range, LR_RANGE_SUSPENDED, LR_RANGE_GONE)
+	    && !lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_GONE))
 		return LR_ERR_CLOSED;
-	lr_range_set_state(range, LR_RANGE_GONE);
-	lr_target_remove(&session->target, range);
-	/* Who waits for a page of memory that is gone waits for good unless he is woken. */
-	lr_uffd_wake(&session->target.uffd, range->start, range->bytes);
+	/* Also where it was suspended: by another thread, maybe, that still waits. */
+	quiesce(session);
+	let_go(session, range);
 	return LR_OK;
 }
 
@@ -257,38 +282,51 @@ static void add_loader_stats(struct lr_loader *loader, struct lr_session_stats *
 	pthread_mutex_unlock(&loader->busy);
 }
 
-void lr_session_get_stats(lr_session *session, struct lr_session_stats *ret_stats)
+static void gather_stats(lr_session *session, struct lr_session_stats *stats)
 {
-	*ret_stats = (struct lr_session_stats){
-		.features = session->target.uffd.features,
-		.privilege = session->target.uffd.privilege,
-	};
-	if (session->pid != getpid())
-		return;
-	add_loader_stats(&session->pager.loader, ret_stats);
-	add_loader_stats(&session->ahead, ret_stats);
-	ret_stats->trace_lost =
-		atomic_load_explicit(&session->pager.trace.lost, memory_order_relaxed);
+	add_loader_stats(&session->pager.loader, stats);
+	add_loader_stats(&session->ahead, stats);
+	stats->trace_lost = atomic_load_explicit(&session->pager.trace.lost, memory_order_relaxed);
 	pthread_mutex_lock(&session->target.lock);
-	ret_stats->errors = session->target.error_count;
-	ret_stats->regions_attached = session->target.attached;
+	stats->errors = session->target.error_count;
+	stats->regions_attached = session->target.attached;
 	pthread_mutex_unlock(&session->target.lock);
 }
 
+void lr_session_get_stats(lr_session *session, struct lr_session_stats *ret_stats)
+{
+	struct lr_session_stats stats = {
+		.features = session->target.uffd.features,
+		.privilege = session->target.uffd.privilege,
+	};
+	/* Gathered here, not there: the caller's memory may be lazy, and its fault would wait for
+	 * the locks that are held. */
+	if (session->pid == getpid())
+		gather_stats(session, &stats);
+	*ret_stats = stats;
+}
 uint32_t lr_session_get_errors(lr_session *session, uint64_t first,
 			       struct lr_load_error *ret_errors, uint32_t room)
 {
+	struct lr_target *target = &session->target;
 	uint32_t count = 0;
-	uint64_t kept;
 
 	if (session->pid != getpid())
 		return 0;
-	pthread_mutex_lock(&session->target.lock);
-	kept = session->target.error_count < LR_ERRORS_KEPT ? session->target.error_count
-							    : LR_ERRORS_KEPT;
-	for (; count < room && first + count < kept; count++)
-		ret_errors[count] = session->target.errors[first + count];
-	pthread_mutex_unlock(&session->target.lock);
+	for (; count < room && first < LR_ERRORS_KEPT; count++, first++) {
+		struct lr_load_error error;
+		bool is_there;
+
+		/* Not copied under the lock: the caller's memory may be lazy (see above). */
+		pthread_mutex_lock(&target->lock);
+		is_there = first < target->error_count;
+		if (is_there)
+			error = target->errors[first];
+		pthread_mutex_unlock(&target->lock);
+		if (!is_there)
+			break;
+		ret_errors[count] = error;
+	}
 	return count;
 }
 
@@ -300,27 +338,54 @@ uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_
 		       : 0;
 }
 
+/* Fence what was not loaded. */
+static void fence_missing(lr_session *session, struct lr_range *range)
+{
+	const struct lr_region_info *region = &range->region;
+	uint64_t cluster_size = session->image->info.cluster_size;
+	uint64_t begin = 0;
+
+	while (begin < region->cluster_count) {
+		uint64_t end = begin, offset = begin * cluster_size, bytes;
+
+		while (end < region->cluster_count
+		       && lr_pageset_get(&session->target.clusters, region->first_cluster + end)
+				  != LR_STATE_PRESENT)
+			end++;
+		bytes = end < region->cluster_count ? end * cluster_size - offset
+						    : range->bytes - offset;
+		if (end > begin)
+			lr_install_fence(&session->target, range, range->start + offset, bytes);
+		begin = end + 1;
+	}
+}
+
 /* What a caller left attached: ours is unmapped; memory of his stays, so what is missing there must
  * not become zeros. */
 static void release_range(lr_session *session, struct lr_range *range)
 {
-	bool is_owned = range->is_owned;
-
-	lr_session_suspend(session, range->number);
-	if (is_owned)
+	if (range->is_owned)
 		munmap((void *)(uintptr_t)range->start, range->bytes);
 	else
-		lr_install_fence(&session->target, range, range->start, range->bytes);
-	lr_session_detach(session, range->number);
+		fence_missing(session, range);
+	lr_range_change(range, LR_RANGE_CHANGING, LR_RANGE_GONE);
+	let_go(session, range);
 }
 
 void lr_session_close(lr_session *session)
 {
+	uint32_t count;
+
 	if (!session || session->pid != getpid())
 		return;
 	lr_fork_forget(session);
-	for (uint32_t i = 0; i < session->image->info.region_count; i++)
-		if (lr_range_state(&session->target.ranges[i]) == LR_RANGE_ACTIVE)
+	/* First all, then wait: a loader that has no memory for one range would keep the others. */
+	count = session->image->info.region_count;
+	for (uint32_t i = 0; i < count; i++)
+		lr_range_change(&session->target.ranges[i], LR_RANGE_ACTIVE, LR_RANGE_CHANGING);
+	quiesce(session);
+	for (uint32_t i = 0; i < count; i++)
+		if (lr_range_state(&session->target.ranges[i]) == LR_RANGE_CHANGING)
 			release_range(session, &session->target.ranges[i]);
 	lr_pager_stop(&session->pager);
 	lr_loader_close(&session->ahead);

@@ -72,30 +72,57 @@ struct lr_range *lr_target_find(struct lr_target *target, uint64_t address)
 	return found;
 }
 
-void lr_target_enter(struct lr_target *target, struct lr_range *range)
+/* The lock is held. */
+static void take_out(struct lr_target *target, uint32_t slot)
 {
+	target->by_address[slot]->is_entered = false;
+	target->attached--;
+	memmove(target->by_address + slot, target->by_address + slot + 1,
+		(target->attached - slot) * sizeof(struct lr_range *));
+}
+
+/* Make sure that nothing attached overlaps with [start, end). The lock is held. */
+static bool make_room(struct lr_target *target, uint64_t start, uint64_t end)
+{
+	uint32_t first = slot_of(target, start), last = first;
+
+	while (last < target->attached && target->by_address[last]->start < end)
+		if (lr_range_state(target->by_address[last++]) != LR_RANGE_SUSPENDED)
+			return false;
+	while (last > first)
+		take_out(target, --last);
+	return true;
+}
+
+int lr_target_enter(struct lr_target *target, struct lr_range *range, uint64_t start,
+		    uint64_t bytes)
+{
+	int code = LR_ERR_BUSY;
 	uint32_t slot;
 
 	pthread_mutex_lock(&target->lock);
-	slot = slot_of(target, range->start);
-	memmove(target->by_address + slot + 1, target->by_address + slot,
-		(target->attached - slot) * sizeof(struct lr_range *));
-	target->by_address[slot] = range;
-	target->attached++;
+	if (lr_range_state(range) == LR_RANGE_IDLE && make_room(target, start, start + bytes)
+	    && lr_range_change(range, LR_RANGE_IDLE, LR_RANGE_CHANGING)) {
+		range->start = start;
+		range->bytes = bytes;
+		range->is_entered = true;
+		slot = slot_of(target, start);
+		memmove(target->by_address + slot + 1, target->by_address + slot,
+			(target->attached - slot) * sizeof(struct lr_range *));
+		target->by_address[slot] = range;
+		target->attached++;
+		code = LR_OK;
+	}
 	pthread_mutex_unlock(&target->lock);
+	return code;
 }
 
 void lr_target_remove(struct lr_target *target, struct lr_range *range)
 {
 	pthread_mutex_lock(&target->lock);
-	for (uint32_t slot = 0; slot < target->attached; slot++) {
-		if (target->by_address[slot] != range)
-			continue;
-		target->attached--;
-		memmove(target->by_address + slot, target->by_address + slot + 1,
-			(target->attached - slot) * sizeof(struct lr_range *));
-		break;
-	}
+	/* By its address: searching all would make closing many regions quadratic. */
+	if (range->is_entered)
+		take_out(target, slot_of(target, range->start));
 	pthread_mutex_unlock(&target->lock);
 }
 

@@ -32,7 +32,7 @@ static struct setting *set_up(void)
 	CHECK(set->memory != MAP_FAILED);
 	set->range.start = (uint64_t)(uintptr_t)set->memory;
 	set->range.bytes = PAGES * PAGE;
-	lr_range_set_state(&set->range, LR_RANGE_ACTIVE);
+	atomic_store(&set->range.state, LR_RANGE_ACTIVE);
 	CHECK_EQ(lr_uffd_register(&set->target.uffd, set->range.start, set->range.bytes, NULL),
 		 LR_OK);
 	for (unsigned i = 0; i < sizeof(set->source); i++)

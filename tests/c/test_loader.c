@@ -41,8 +41,8 @@ static struct setting *set_up(struct setting *set, uint32_t host_page)
 	set->range->start = (uint64_t)(uintptr_t)memory;
 	set->range->bytes = bytes;
 	CHECK_EQ(lr_uffd_register(&set->target.uffd, set->range->start, bytes, NULL), LR_OK);
-	lr_range_set_state(set->range, LR_RANGE_ACTIVE);
-	lr_target_enter(&set->target, set->range);
+	CHECK_EQ(lr_target_enter(&set->target, set->range, set->range->start, bytes), LR_OK);
+	CHECK(lr_range_change(set->range, LR_RANGE_CHANGING, LR_RANGE_ACTIVE));
 	return set;
 }
 
