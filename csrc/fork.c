@@ -35,7 +35,10 @@ static void after_fork(void)
 
 static void after_fork_in_child(void)
 {
-	for (struct lr_session *session = sessions; session; session = session->next)
+	for (struct lr_session *session = sessions; session; session = session->next) {
+		/* A copy of it here would keep the parent's pages missing after the parent's last
+		 * one is closed, and whoever touches them then would wait for good. */
+		lr_uffd_close(&session->target.uffd);
 		for (uint32_t i = 0; i < session->target.attached; i++) {
 			const struct lr_range *range = session->target.by_address[i];
 
@@ -43,6 +46,7 @@ static void after_fork_in_child(void)
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1,
 			     0);
 		}
+	}
 	after_fork();
 	sessions = NULL;
 }

@@ -14,12 +14,13 @@ static void trace_fault(struct lr_pager *pager, const struct lr_range *range,
 			uint64_t read_ns)
 {
 	uint64_t page = fault->address & ~(uint64_t)(pager->target->host_page - 1);
+	uint64_t latency_ns = outcome->touched_ns - read_ns;
 	struct lr_trace_record record = {
 		.time_ns = read_ns,
 		.address = fault->address,
 		.offset = page - range->start,
 		.bytes = outcome->bytes,
-		.latency_ns = (uint32_t)(outcome->touched_ns - read_ns),
+		.latency_ns = (uint32_t)(latency_ns < UINT32_MAX ? latency_ns : UINT32_MAX),
 		.thread = fault->thread,
 		.region = range->number,
 		.action = (uint16_t)outcome->action,
@@ -68,11 +69,14 @@ static void *run(void *argument)
 
 		for (int i = 0; i < count; i++)
 			serve(pager, &faults[i], read_ns);
+		/* Looked at even while faults keep coming: a thread that touches a region which was
+		 * detached but left mapped asks again and again. Relaxed: nothing else is read by
+		 * it, and the eventfd brings it here. */
+		if (atomic_load_explicit(&pager->is_stopping, memory_order_relaxed))
+			return NULL;
 		if (count > 0)
 			continue;
 		poll(waits, 2, -1);
-		if (waits[1].revents)
-			return NULL;
 	}
 }
 
@@ -125,6 +129,7 @@ void lr_pager_stop(struct lr_pager *pager)
 	uint64_t one = 1;
 
 	if (pager->is_running) {
+		atomic_store_explicit(&pager->is_stopping, true, memory_order_relaxed);
 		while (write(pager->stop_fd, &one, sizeof(one)) < 0 && errno == EINTR)
 			continue;
 		pthread_join(pager->thread, NULL);

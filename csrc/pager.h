@@ -16,6 +16,7 @@ struct lr_pager {
 	struct lr_trace trace;
 	pthread_t thread;
 	bool is_running;
+	_Atomic bool is_stopping; /* set before stop_fd is written */
 	int stop_fd;
 };
 

@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "stats.h"
+
 int lr_trace_open(struct lr_trace *trace, uint32_t capacity)
 {
 	void *records;
@@ -65,24 +67,44 @@ void lr_trace_put(struct lr_trace *trace, const struct lr_trace_record *record)
 		return; /* the counter is full: a reader that comes now does not wait */
 }
 
+/* Wait for a record, at most until the deadline: the head, which is the tail where none came. */
+static uint64_t wait_for_record(struct lr_trace *trace, uint64_t tail, int64_t timeout_ns)
+{
+	struct pollfd wait = {.fd = trace->event_fd, .events = POLLIN};
+	uint64_t begin_ns = lr_clock_ns(), passed_ns = 0;
+
+	for (;;) {
+		uint64_t left_ns = timeout_ns < 0 ? 1000000000 : (uint64_t)timeout_ns - passed_ns;
+		struct timespec timeout = {.tv_sec = (time_t)(left_ns / 1000000000),
+					   .tv_nsec = (long)(left_ns % 1000000000)};
+		uint64_t count, head;
+
+		/* Forget what was counted so far, before looking: records that were taken without
+		 * waiting must not end this wait, and one that comes after the look will. */
+		if (read(trace->event_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+			return tail;
+		head = atomic_load_explicit(&trace->head, memory_order_acquire);
+		if (head != tail || (timeout_ns >= 0 && passed_ns >= (uint64_t)timeout_ns))
+			return head;
+		if (ppoll(&wait, 1, &timeout, NULL) < 0)
+			return head; /* a signal: the caller may want to see to it */
+		passed_ns = lr_clock_ns() - begin_ns;
+		if (timeout_ns >= 0 && passed_ns > (uint64_t)timeout_ns)
+			passed_ns = (uint64_t)timeout_ns;
+	}
+}
+
 uint32_t lr_trace_take(struct lr_trace *trace, struct lr_trace_record *ret_records, uint32_t room,
 		       int64_t timeout_ns)
 {
-	struct pollfd wait = {.fd = trace->event_fd, .events = POLLIN};
-	struct timespec timeout = {.tv_sec = timeout_ns / 1000000000,
-				   .tv_nsec = timeout_ns % 1000000000};
 	uint64_t head, tail, count;
 
 	if (!trace->records)
 		return 0;
 	tail = atomic_load_explicit(&trace->tail, memory_order_relaxed);
 	head = atomic_load_explicit(&trace->head, memory_order_acquire);
-	if (head == tail) {
-		if (ppoll(&wait, 1, timeout_ns < 0 ? NULL : &timeout, NULL) > 0
-		    && read(trace->event_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
-			return 0;
-		head = atomic_load_explicit(&trace->head, memory_order_acquire);
-	}
+	if (head == tail)
+		head = wait_for_record(trace, tail, timeout_ns);
 	count = head - tail < room ? head - tail : room;
 	for (uint64_t i = 0; i < count; i++)
 		ret_records[i] = trace->records[(tail + i) & trace->mask];

@@ -513,12 +513,14 @@ static void ends_although_a_detached_region_is_touched(void)
 	if (pid == 0) {
 		struct setting set;
 		uint8_t *memory = own_memory(102400);
-		pthread_t thread;
+		pthread_t threads[THREADS];
 
 		set_up_image(&set, 100000, "d");
 		CHECK_EQ(lr_session_attach(set.session, 0, memory, NULL), LR_OK);
 		CHECK_EQ(lr_session_detach(set.session, 0), LR_OK);
-		CHECK_EQ(pthread_create(&thread, NULL, touch_first, memory), 0);
+		for (int i = 0; i < THREADS; i++)
+			CHECK_EQ(pthread_create(&threads[i], NULL, touch_first, memory + i * 4096),
+				 0);
 		usleep(20000);
 		lr_session_close(set.session);
 		_exit(0);
