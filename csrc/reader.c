@@ -82,6 +82,18 @@ int64_t lr_reader_get_data(lr_reader *reader, uint64_t cluster, void *ret_data,
 	return (int64_t)bytes;
 }
 
+/* True if a page of [begin, end), offsets in the cluster found last, is data. Zero pages need no
+ * decoding, and can be read where their cluster's data is damaged, as a lazy restore can. */
+static bool has_data(const struct lr_decoder *decoder, uint64_t begin, uint64_t end)
+{
+	uint32_t page_size = decoder->image->info.page_size;
+
+	for (uint64_t page = begin / page_size; page * page_size < end; page++)
+		if (lr_states_get(decoder->info.states, (uint32_t)page) == LR_PAGE_DATA)
+			return true;
+	return false;
+}
+
 /* Copy [begin, end), offsets in the cluster found last, to `to`. */
 static void copy_from_cluster(const struct lr_decoder *decoder, uint64_t begin, uint64_t end,
 			      uint8_t *to, int skip_zeros)
@@ -132,7 +144,8 @@ int lr_reader_read(lr_reader *reader, uint32_t region_number, uint64_t offset, v
 			if (!skip_zeros)
 				memset(to, 0, part);
 		} else if (code == LR_OK) {
-			code = lr_decoder_decode(decoder, &problem);
+			if (has_data(decoder, begin, begin + part))
+				code = lr_decoder_decode(decoder, &problem);
 			if (code == LR_OK)
 				copy_from_cluster(decoder, begin, begin + part, to, skip_zeros);
 		}
