@@ -21,7 +21,6 @@ from .target import Target
 Say = Callable[[str], None]
 
 DEFAULT_BYTES = 320 << 20
-LEAST_BYTES = 16 << 20
 
 _LAZY_RUNS = 5
 _RANDOM_TOUCHES = 4096

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import lazyrestore
 from lazyrestore.errors import LazyRestoreError
@@ -14,8 +14,6 @@ from lazyrestore.reports import TraceRecord
 _FIRST_OFFSET = 0xF  # as there: addresses are not page-aligned, and the fault's address shows it
 _STEP_BYTES = 1024
 _TRACE_TIMEOUT_S = 5.0
-
-MOST_PAGES = 10_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,6 +94,19 @@ def describe(event: Event) -> str:
         f"    {event.action} of {event.bytes} bytes at offset {event.offset:#x},"
         f" {event.service_us:.0f} µs"
     )
+
+
+def summary(events: Iterable[Event]) -> dict[str, object]:
+    """All events as one object: what was mapped, and lists of `faults` and `reads`."""
+    found = list(events)
+    mapped = next(event for event in found if isinstance(event, Mapped))
+    return {
+        "address": mapped.address,
+        "logical_bytes": mapped.length,
+        "privilege": mapped.privilege,
+        "faults": [event for event in found if isinstance(event, TraceRecord)],
+        "reads": [event for event in found if isinstance(event, Read)],
+    }
 
 
 def image_path(folder: str) -> str:
