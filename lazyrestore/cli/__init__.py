@@ -1,0 +1,94 @@
+"""The command line: one module a command, with a function of the command's name.
+
+A command prints its result on standard output: text, or with --json one object. What goes wrong is
+an exception, and `main` makes one line on standard error and the exit code of it:
+
+    0 done                    3 bad image                        130 Ctrl-C
+    1 failed                  4 the kernel or a permission       143 SIGTERM
+    2 usage                   5 the remote side
+
+Start-up is part of the time to first access, so only the module of the command that was asked for
+is imported, and each imports what it needs in its function.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+import lazyrestore
+
+from . import _errors
+
+__all__ = ["COMMANDS", "main", "make_app"]
+
+COMMANDS = ("dump", "restore", "info", "ls", "cat", "verify", "doctor", "demo")
+"""In the order in which `lazyrestore --help` has them. To add one: a module here of that name, with
+a function of that name, and its name in this list."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code.
+
+    Args:
+        arguments: without the program's name; None: those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given:
+        main(["--help"])
+        return _errors.USAGE
+    try:
+        _errors.prepare()
+        command = typer.main.get_command(make_app(_commands_for(given)))
+        with command.make_context("lazyrestore", given) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except BaseException as error:
+        return _errors.report(error, given)
+    return 0
+
+
+def _commands_for(arguments: Sequence[str]) -> Sequence[str]:
+    """The commands that have to be there to make sense of the arguments."""
+    if arguments[0] == "--version":
+        return ()
+    asked = next((argument for argument in arguments if not argument.startswith("-")), "")
+    return (asked,) if asked in COMMANDS else COMMANDS
+
+
+def make_app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The application with some of its commands."""
+    app = typer.Typer(
+        name="lazyrestore",
+        help="Memory checkpoints that open at once: compressed, verified, and used like memory.",
+        epilog="'lazyrestore COMMAND --help' says more about a command.",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in commands:
+        app.command(name)(getattr(import_module(f"{__name__}.{name}"), name))
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lazyrestore {lazyrestore.__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass

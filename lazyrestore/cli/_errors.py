@@ -1,0 +1,180 @@
+"""From exceptions to exit codes, and to one line that says what happened and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from lazyrestore.errors import LazyRestoreError
+
+from ._show import one_line
+
+FAILED = 1
+USAGE = 2
+BAD_IMAGE = 3
+BROKEN_PIPE = 128 + signal.SIGPIPE
+INTERRUPTED = 128 + signal.SIGINT
+
+# What the parser of arguments raises. Its module is another from one typer to the next.
+_ParserError: type[Exception] = typer.BadParameter.__mro__[2]
+
+_HINTS = {
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "check the name",
+    errno.ESPIPE: "an image is a regular file",
+    errno.EACCES: "ask its owner for the right, or be another user",
+    errno.EPERM: "be another user",
+    errno.EISDIR: "give the name of a file",
+    errno.EROFS: "write elsewhere",
+    errno.ENOSPC: "free some space, or write elsewhere",
+    errno.EDQUOT: "free some space, or write elsewhere",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+    errno.ENOMEM: "free some memory",
+    errno.EIO: "check the disk, and take another copy",
+}
+
+
+class UsageError(LazyRestoreError):
+    """The arguments do not go together, or one of them cannot be."""
+
+    exit_code = USAGE
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP came: everything is undone on the way out, as with Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+def prepare() -> None:
+    """Make signals exceptions, and streams such that no text can fail to be printed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated(number)
+
+
+@contextlib.contextmanager
+def stopping_means(message: str) -> Iterator[None]:
+    """What is to be said if Ctrl-C or SIGTERM ends what is done here."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as error:
+        error.args = (message,)
+        raise
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """A ValueError from here means that an argument cannot be."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def fail(exit_code: int, message: str) -> NoReturn:
+    """End a command that has printed its result, with a line of why it failed."""
+    sys.stdout.flush()
+    complain(message)
+    raise typer.Exit(exit_code)
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    with contextlib.suppress(OSError):
+        print(f"lazyrestore: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def report(error: BaseException, arguments: Sequence[str]) -> int:
+    """Tell what ended the command; its exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError as broken:
+        _let_go_of_stdout()
+        if isinstance(error, typer.Exit):
+            error = broken
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        _let_go_of_stdout()
+        return BROKEN_PIPE
+    exit_code, message = _explain(error, arguments)
+    if os.environ.get("LAZYRESTORE_TRACEBACK") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    if "--json" in arguments:
+        _print_error(type(error).__name__, message, exit_code)
+    complain(message)
+    return exit_code
+
+
+def _print_error(kind: str, message: str, exit_code: int) -> None:
+    from ._show import print_json
+
+    try:
+        print_json({"error": {"type": kind, "message": message, "exit_code": exit_code}})
+        sys.stdout.flush()
+    except OSError:
+        _let_go_of_stdout()
+
+
+def _let_go_of_stdout() -> None:
+    """Nobody reads it, or it is full: the interpreter's own flush at the end shall not fail too."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
+    if isinstance(error, LazyRestoreError):
+        return error.exit_code, str(error)
+    if isinstance(error, Terminated):
+        return error.exit_code, str(error) or "terminated"
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, str(error) or "interrupted"
+    if isinstance(error, _ParserError):
+        return USAGE, _explain_parser(error)
+    if isinstance(error, OSError):
+        return FAILED, _explain_os_error(error)
+    if isinstance(error, MemoryError):
+        return FAILED, str(error) or "out of memory: free some, or use fewer --threads"
+    if isinstance(error, ImportError):
+        return FAILED, str(error)
+    kind = type(error).__name__
+    hint = "set LAZYRESTORE_TRACEBACK=1 to see where, and report it"
+    return FAILED, f"this should not happen: {kind}: {error}; {hint}"
+
+
+def _explain_parser(error: BaseException) -> str:
+    text = getattr(error, "format_message", error.__str__)().rstrip(".")
+    text = " ".join(str(text).split()) or "a command is missing"
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", None) or "lazyrestore"
+    return f"{text}; see '{path} --help'"
+
+
+def _explain_os_error(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    text = f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
+    hint = _HINTS.get(error.errno or 0)
+    # Some say it already.
+    return f"{text}: {hint}" if hint and ":" not in reason else text

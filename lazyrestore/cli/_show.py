@@ -1,0 +1,126 @@
+"""How results look: sizes, times, tables and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def one_line(text: str) -> str:
+    """Text with what would leave the line, or change the terminal, written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def size(nbytes: float) -> str:
+    """Bytes in IEC units, as "64.0 KiB"."""
+    if nbytes < 1024:
+        return f"{nbytes:.0f} B"
+    for unit in _UNITS[1:]:
+        nbytes /= 1024
+        if nbytes < 1023.95 or unit == _UNITS[-1]:
+            break
+    return f"{nbytes:.1f} {unit}"
+
+
+def duration(microseconds: float) -> str:
+    """A time in three figures or so, as "1.25 ms"."""
+    if microseconds < 999.5:
+        return f"{_figures(microseconds)} µs"
+    if microseconds < 999.5e3:
+        return f"{_figures(microseconds / 1e3)} ms"
+    if microseconds < 120e6:
+        return f"{_figures(microseconds / 1e6)} s"
+    minutes, seconds = divmod(round(microseconds / 1e6), 60)
+    return f"{minutes} min {seconds} s"
+
+
+def _figures(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def count(number: int, noun: str) -> str:
+    """As "1 page" or "2 pages"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def protection(bits: int, shared: bool) -> str:
+    """As in /proc/PID/maps: "rw-p"."""
+    letters = "".join(
+        letter if bits & bit else "-" for bit, letter in ((1, "r"), (2, "w"), (4, "x"))
+    )
+    return letters + ("s" if shared else "p")
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Lines of a name and what belongs to it, in two columns."""
+    width = max((len(name) for name, _ in fields), default=0)
+    for name, value in fields:
+        print(f"  {name:<{width}}  {one_line(value)}".rstrip())
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
+    """A table; `right` names the columns that are aligned right. The last column is not padded."""
+    shown = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *shown, strict=True)]
+    for row in (list(heads), *shown):
+        cells = [
+            cell.rjust(width) if head in right.split() else cell.ljust(width)
+            for head, cell, width in zip(heads, row, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def print_histogram(title: str, rows: Sequence[tuple[float, float, int]]) -> None:
+    """Counts for each power of two of microseconds, as bars."""
+    most = max(number for _, _, number in rows)
+    # The empty ones between are shown: a gap in the times shall be seen.
+    counts = {start: (end, number) for start, end, number in rows}
+    start, last = min(counts), max(counts)
+    print(f"  {title}")
+    while start <= last:
+        end, number = counts.get(start, (max(1.0, start * 2), 0))
+        bar = "█" * (number * 40 // most) or ("▏" if number else "")
+        print(f"    {f'{duration_bound(start)} to {duration_bound(end)}':<18} {number:>9}  {bar}")
+        start = end
+
+
+def duration_bound(microseconds: float) -> str:
+    """A whole power of two of microseconds, short."""
+    if microseconds < 1000:
+        return f"{microseconds:.0f} µs"
+    if microseconds < 1e6:
+        return f"{microseconds / 1e3:.0f} ms"
+    return f"{microseconds / 1e6:.0f} s"
+
+
+def print_json(value: object) -> None:
+    """One object; dataclasses become maps of their fields, bytes hexadecimal."""
+    import json
+
+    print(json.dumps(plain(value), indent=2, ensure_ascii=False, default=_other))
+
+
+def plain(value: object) -> object:
+    """The same with maps in the place of dataclasses."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 6)
+    return value
+
+
+def _other(value: object) -> object:
+    return value.hex() if isinstance(value, (bytes, bytearray)) else str(value)

@@ -1,0 +1,69 @@
+"""`lazyrestore ls`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ._arguments import ImageArgument, JsonOption
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lazyrestore.reports import RegionInfo
+
+
+def ls(image: ImageArgument, json: JsonOption = False) -> None:
+    """List the regions of an image: name, address, length, what it was."""
+    from lazyrestore._open import Image
+
+    with Image(image) as opened:
+        regions = opened.regions
+        metadata = opened.all_metadata()
+    if json:
+        from ._show import plain, print_json
+
+        listed = []
+        for region, kept in zip(regions, metadata, strict=True):
+            fields = plain(region)
+            assert isinstance(fields, dict)
+            listed.append({**fields, "metadata": kept})
+        print_json({"path": image, "regions": listed})
+    else:
+        print_regions(regions, metadata)
+
+
+def print_regions(regions: Sequence[RegionInfo], metadata: Sequence[object] | None) -> None:
+    """A table of regions, with a column of what they were if their metadata is given."""
+    from ._show import print_table, protection, size
+
+    # A process's regions are named for their addresses.
+    has_addresses = any(
+        region.address and not region.name.startswith(f"{region.address:x}-") for region in regions
+    )
+    heads = ["name", *(["address"] if has_addresses else []), "length", "prot"]
+    rows = []
+    for region in regions:
+        row = [region.name, size(region.length), protection(region.protection, region.shared)]
+        if has_addresses:
+            row.insert(1, f"{region.address:x}" if region.address else "-")
+        rows.append(row)
+    if metadata is not None:
+        heads.append("what")
+        for row, kept in zip(rows, metadata, strict=True):
+            row.append(_describe(kept))
+    print_table(heads, rows, right="address length")
+
+
+def _describe(metadata: object) -> str:
+    """Dtype and shape of an array, or path and offset of a file; "" for anything else."""
+    if not isinstance(metadata, Mapping):
+        return ""
+    array = metadata.get("array")
+    if isinstance(array, Mapping):
+        shape = array.get("shape")
+        lengths = "×".join(str(length) for length in shape) if isinstance(shape, list) else "?"
+        return f"{array.get('dtype')} {lengths or 'scalar'}"
+    if "path" in metadata:
+        offset = metadata.get("offset")
+        where = f" at {offset:#x}" if isinstance(offset, int) and offset else ""
+        return f"{metadata['path']}{where}"
+    return ""

@@ -1,0 +1,185 @@
+"""`lazyrestore restore`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from ._arguments import (
+    ImageArgument,
+    JsonOption,
+    QuietOption,
+    RegionOption,
+    ThreadsOption,
+    choose_region,
+    parse_count,
+)
+from ._errors import UsageError, stopping_means
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lazyrestore._output import OutputReport
+
+_STDOUT = "-"
+
+
+def restore(
+    image: ImageArgument,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Decode everything into FILE, now; - is standard output.",
+        ),
+    ] = None,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Map the image, touch pages of it, and report.")
+    ] = False,
+    region: RegionOption = None,
+    touch: Annotated[
+        Literal["first", "sequential", "random"] | None,
+        typer.Option(
+            help="With --lazy: which pages to read a byte of, without --count: only the first, or"
+            " all.  [default: first]",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=parse_count, help="With --lazy: touch N pages."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --touch random: chooses the order.  [default: 0]"),
+    ] = None,
+    prefetch: Annotated[
+        Literal["none", "auto"] | None,
+        typer.Option(help="With --lazy: what to load ahead of touches.  [default: none]"),
+    ] = None,
+    privilege: Annotated[
+        Literal["full", "auto", "user-mode-only"] | None,
+        typer.Option(
+            help="With --lazy: the kind of userfaultfd. user-mode-only needs no rights, but does"
+            " not serve system calls; auto is full where it is allowed.  [default: full]",
+        ),
+    ] = None,
+    or_eager: Annotated[
+        bool,
+        typer.Option(
+            "--or-eager",
+            help="With --lazy: where the kernel does not allow it, decode everything instead.",
+        ),
+    ] = False,
+    at_original_address: Annotated[
+        bool,
+        typer.Option(
+            "--at-original-address", help="With --lazy: map regions where they were dumped."
+        ),
+    ] = False,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help="With --lazy: print each fault on standard error as it is served (with --json:"
+            " one object a line).",
+        ),
+    ] = False,
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Decode an image into a file, or map it lazily.
+
+    With --lazy the memory is mapped empty, and each page is loaded when it is first touched. The
+    report says how long it took to open, to map, and to the first byte; how many faults were
+    served, and how long each waited; and how much memory is resident.
+    """
+    only_lazy = {
+        "--touch": touch,
+        "--count": count,
+        "--seed": seed,
+        "--prefetch": prefetch,
+        "--privilege": privilege,
+        "--or-eager": or_eager or None,
+        "--at-original-address": at_original_address or None,
+        "--trace": trace or None,
+    }
+    if lazy:
+        if output is not None:
+            raise UsageError("--lazy and --output do not go together: give one of them")
+        from ._lazy import Plan, run
+
+        plan = Plan(
+            image=image,
+            region=region,
+            touch=touch or "first",
+            count=count,
+            seed=seed or 0,
+            privilege=privilege or "full",
+            or_eager=or_eager,
+            at_original_address=at_original_address,
+            trace=trace,
+            threads=threads,
+        )
+        run(plan, json=json, quiet=quiet)
+        return
+    for name, value in only_lazy.items():
+        if value is not None:
+            raise UsageError(f"{name} is for a lazy restore: add --lazy, or leave it out")
+    if output is None:
+        raise UsageError(
+            "say where to: add --output FILE to decode the image into a file,"
+            " or --lazy to map it and load pages as they are touched"
+        )
+    _decode(image, output, region, threads, quiet, json)
+
+
+def _decode(
+    image: str, output: str, region: str | None, threads: int | None, quiet: bool, json: bool
+) -> None:
+    import os
+
+    if output == _STDOUT and json:
+        raise UsageError("--json and --output - would both write to standard output: give a file")
+    if output == _STDOUT and os.isatty(1):
+        raise UsageError("memory is not fit for a terminal: give --output a file, or pipe it on")
+
+    from lazyrestore._open import Image
+    from lazyrestore._output import write_file, write_stream
+
+    from ._progress import Progress
+
+    where = "standard output" if output == _STDOUT else output
+    given_up = "the restore was given up" + (
+        "" if output == _STDOUT else f": {output} is as it was"
+    )
+    with (
+        Image(image) as opened,
+        Progress("restore", quiet=quiet) as progress,
+        stopping_means(given_up),
+    ):
+        number = choose_region(opened, region)
+        if output == _STDOUT:
+            write_stream(opened, number, 1, where, threads=threads, progress=progress)
+            return
+        report = write_file(opened, number, output, threads=threads, progress=progress)
+    if json:
+        from ._show import print_json
+
+        print_json(report)
+    elif not quiet:
+        _print(report)
+
+
+def _print(report: OutputReport) -> None:
+    from ._show import duration, one_line, size
+
+    rate = f", {size(report.logical_bytes / report.seconds)}/s" if report.seconds else ""
+    print(
+        one_line(
+            f"{report.path}: {size(report.logical_bytes)} of region {report.region!r},"
+            f" {size(report.data_bytes)} of it data, in {duration(report.seconds * 1e6)}{rate}"
+        )
+    )
