@@ -1,0 +1,398 @@
+"""What happens where userfaultfd is not allowed, or only for faults of user mode."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from restore_support import PACKAGE_HOME, PAGE, TESTS, run_in_child
+
+import lazyrestore
+
+DENY = """
+import ctypes, os, platform, struct, sys
+def deny_userfaultfd(error):
+    '''A seccomp filter that fails userfaultfd(2) and the device's ioctl, as a container's does.'''
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = {"x86_64": 323, "aarch64": 282}[platform.machine()]
+    ioctl = {"x86_64": 16, "aarch64": 29}[platform.machine()]
+    fail = 0x00050000 | error
+    code = [
+        (0x20, 0, 0, 0),             # load the number
+        (0x15, 3, 0, number),        # userfaultfd: fail
+        (0x15, 0, 3, ioctl),         # another: allow
+        (0x20, 0, 0, 24),            # ioctl: load its request
+        (0x15, 0, 1, 0xAA00),        # USERFAULTFD_IOC_NEW: fail
+        (0x06, 0, 0, fail),
+        (0x06, 0, 0, 0x7FFF0000),
+    ]
+    filters = b"".join(struct.pack("HBBI", *line) for line in code)
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("filters", ctypes.c_char_p)]
+    program = Program(len(code), filters)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    if libc.prctl(22, 2, ctypes.byref(program)):
+        print("skip", os.strerror(ctypes.get_errno()))
+        sys.exit()
+"""
+
+
+def without_userfaultfd(script, *arguments, error=1):
+    import textwrap
+
+    result = run_in_child(
+        f"{DENY}\ndeny_userfaultfd({error})\n" + textwrap.dedent(script), *arguments
+    )
+    if result.stdout.startswith("skip"):
+        pytest.skip(f"seccomp: {result.stdout[5:]}")
+    return result
+
+
+@pytest.mark.parametrize("error", [1, 38])
+def test_strictly_lazy_is_a_kernel_error_that_says_what_and_what_to_do(small, error):
+    result = without_userfaultfd(
+        """
+        import sys
+        import lazyrestore
+        for privilege in ("full", "auto", "user-mode-only"):
+            try:
+                lazyrestore.restore(sys.argv[1], lazy=True, privilege=privilege)
+            except lazyrestore.KernelError as error:
+                print(error.exit_code, error)
+        """,
+        small.path,
+        error=error,
+    )
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("4 ")
+        assert "userfaultfd" in line
+        assert "doctor" in line
+        assert os.strerror(error) in line
+
+
+def test_auto_restores_eagerly_with_one_warning(small):
+    result = without_userfaultfd(
+        """
+        import sys, warnings
+        import lazyrestore
+        expected = {}
+        with lazyrestore.open(sys.argv[1]) as image:
+            expected = {r.name: image.read(r.name) for r in image.regions}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            session = lazyrestore.restore(sys.argv[1])
+        (warning,) = caught
+        assert warning.category is RuntimeWarning
+        assert warning.filename == "<string>", warning.filename
+        print(warning.message)
+        assert not session.lazy
+        assert {name: bytes(region) for name, region in session.items()} == expected
+        assert session.stats().privilege == "none"
+        session["data"].populate()
+        session["data"].array()
+        session.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with lazyrestore.restore(sys.argv[1], lazy=False) as session:
+                assert bytes(session["data"]) == expected["data"]
+        """,
+        small.path,
+    )
+    (line,) = result.stdout.splitlines()
+    assert "userfaultfd" in line
+    assert "doctor" in line
+    assert "eager" in line
+
+
+def test_a_damaged_cluster_is_an_error_in_the_eager_fallback_too(small):
+    from restore_support import flip, payloads
+
+    flip(small.path, payloads(small.path, "data")[0][0] + 9)
+    without_userfaultfd(
+        """
+        import sys, warnings
+        import lazyrestore
+        warnings.simplefilter("ignore")
+        try:
+            lazyrestore.restore(sys.argv[1])
+        except lazyrestore.ClusterError as error:
+            assert error.region == "data"
+        else:
+            raise AssertionError("restored")
+        """,
+        small.path,
+    )
+
+
+def test_descriptors_that_ran_out_are_an_error_and_no_crash(small):
+    run_in_child(
+        """
+        import os, resource, sys, warnings
+        import lazyrestore
+        lazyrestore.restore(sys.argv[1], lazy=False).close()
+        for spare in range(12):
+            used = len(os.listdir("/proc/self/fd")) - 1
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, hard))
+            try:
+                session = lazyrestore.restore(sys.argv[1], lazy=True)
+            except (lazyrestore.LazyRestoreError, OSError) as error:
+                message = str(error)
+                assert "\\n" not in message
+            else:
+                assert session["data"][0] == 1
+                session.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            assert len(os.listdir("/proc/self/fd")) - 1 == used
+        """,
+        small.path,
+    )
+
+
+# ---- User mode only ------------------------------------------------------------------------------
+
+
+USER_MODE = """
+import hashlib, os, sys
+import lazyrestore
+path, privilege = sys.argv[1:3]
+with lazyrestore.open(path) as image:
+    expected = image.read("data")
+def restore():
+    return lazyrestore.restore(path, lazy=True, privilege=privilege)
+with restore() as session:
+    assert session.stats().privilege == "user-mode-only"
+    assert session["data"][:] == expected
+with restore() as session:
+    region = session["data"]
+    region[5] = 7
+    assert region[:10] == expected[:5] + bytes([7]) + expected[6:10]
+with restore() as session:
+    # A system call on missing pages fails or stops short; it never sees zeros.
+    fd = os.memfd_create("out")
+    region = session["data"]
+    region[0]
+    try:
+        written = os.write(fd, region)
+    except OSError as error:
+        assert error.errno == 14, error
+        written = 0
+    assert written < len(expected)
+    assert os.pread(fd, len(expected), 0) == expected[:written]
+    os.ftruncate(fd, 0)
+    # And populate makes it safe.
+    region.populate()
+    assert os.pwrite(fd, region, 0) == len(expected)
+    assert os.pread(fd, len(expected), 0) == expected
+with restore() as session:
+    fd = os.memfd_create("in")
+    os.write(fd, b"x" * 20000)
+    view = memoryview(session["data"])[:20000]
+    try:
+        got = os.preadv(fd, [view], 0)
+    except OSError as error:
+        assert error.errno == 14, error
+        got = 0
+    view.release()
+    assert got < 20000
+    session["data"].populate(0, 20000)
+    view = memoryview(session["data"])[:20000]
+    assert os.preadv(fd, [view], 0) == 20000
+    view.release()
+    assert session["data"][:] == b"x" * 20000 + expected[20000:]
+print("right")
+"""
+
+
+def test_user_mode_only_by_choice(small):
+    from lazyrestore._native import ffi, lib
+
+    probe = ffi.new("struct lr_uffd_probe *")
+    lib.lr_uffd_probe(probe)
+    if probe.user_mode_error:
+        pytest.skip(f"no user-mode-only userfaultfd: {os.strerror(probe.user_mode_error)}")
+    assert run_in_child(USER_MODE, small.path, "user-mode-only").stdout == "right\n"
+
+
+@pytest.fixture(scope="module")
+def nobody_home(tmp_path_factory):
+    """The package and what it needs where an ordinary user can read it: a venv of root's is not."""
+    python = Path("/usr/bin/python3")
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() != 0:
+        pytest.skip("only root can become nobody")
+    if not setpriv or not python.exists():
+        pytest.skip("setpriv or /usr/bin/python3 is not installed")
+    import tempfile
+
+    import _cffi_backend
+    import cffi
+    import msgpack
+
+    home = Path(tempfile.mkdtemp(prefix="lazyrestore-nobody-"))
+    for package in (cffi, msgpack):
+        folder = Path(package.__file__).parent
+        shutil.copytree(folder, home / folder.name)
+    shutil.copy(_cffi_backend.__file__, home)
+    shutil.copytree(PACKAGE_HOME / "lazyrestore", home / "lazyrestore")
+    shutil.copy(TESTS / "restore_support.py", home)
+    subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
+    wrap = (setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
+    probe = subprocess.run(
+        [*wrap, str(python), "-c", "import _cffi_backend, lazyrestore; lazyrestore.restore"],
+        env={"PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if probe.returncode:
+        shutil.rmtree(home)
+        pytest.skip(f"{python} cannot use this venv's packages: {probe.stderr.splitlines()[-1]}")
+
+    def run(script, *arguments, **options):
+        environment = {"PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+        return run_in_child(
+            script, *arguments, python=str(python), wrap=wrap, environment=environment, **options
+        )
+
+    run.home = home
+    yield run
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def open_image(nobody_home, small):
+    """The small image, where nobody can read it."""
+    path = nobody_home.home / "small.lzr"
+    shutil.copy(small.path, path)
+    path.chmod(0o644)
+    return path
+
+
+needs_refusal = pytest.mark.skipif(
+    Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() != "0"
+    if Path("/proc/sys/vm/unprivileged_userfaultfd").exists()
+    else True,
+    reason="vm.unprivileged_userfaultfd allows everybody everything here",
+)
+
+
+@pytest.mark.root
+@needs_refusal
+def test_an_ordinary_user_is_told_what_is_missing(nobody_home, open_image):
+    result = nobody_home(
+        """
+        import sys
+        import lazyrestore
+        try:
+            lazyrestore.restore(sys.argv[1], lazy=True)
+        except lazyrestore.KernelError as error:
+            print(error)
+        """,
+        open_image,
+    )
+    assert "userfaultfd" in result.stdout
+    assert "doctor" in result.stdout
+
+
+@pytest.mark.root
+@needs_refusal
+def test_an_ordinary_users_first_try_never_fails(nobody_home, open_image):
+    result = nobody_home(
+        """
+        import sys
+        import lazyrestore
+        expected = lazyrestore.open(sys.argv[1]).read("data")
+        with lazyrestore.restore(sys.argv[1]) as session:
+            assert not session.lazy
+            assert bytes(session["data"]) == expected
+        print("right")
+        """,
+        open_image,
+        ok=False,
+    )
+    assert result.returncode == 0
+    assert result.stdout == "right\n"
+    assert result.stderr.count("RuntimeWarning") == 1
+
+
+@pytest.mark.root
+@needs_refusal
+@pytest.mark.parametrize("privilege", ["auto", "user-mode-only"])
+def test_an_ordinary_user_with_user_mode_only(nobody_home, open_image, privilege):
+    assert nobody_home(USER_MODE, open_image, privilege).stdout == "right\n"
+
+
+@pytest.mark.root
+@needs_refusal
+def test_resident_bytes_work_for_an_ordinary_user(nobody_home, open_image):
+    # /proc/self/pagemap hides frame numbers from users, but not which pages are there.
+    nobody_home(
+        """
+        import sys
+        import lazyrestore
+        with lazyrestore.restore(sys.argv[1], lazy=True, privilege="auto") as session:
+            region = session["data"]
+            assert region.resident_bytes == 0
+            region.touch(1)
+            assert region.resident_bytes == 4 * 4096, region.resident_bytes
+            region.touch()
+            assert session.stats().pages_copied * 4096 == region.resident_bytes
+        """,
+        open_image,
+    )
+
+
+@pytest.mark.root
+def test_an_image_that_a_user_may_not_read_is_a_permission_error(nobody_home, open_image):
+    open_image.chmod(0o600)
+    nobody_home(
+        """
+        import sys
+        import lazyrestore
+        for opening in (lazyrestore.open, lazyrestore.restore):
+            try:
+                opening(sys.argv[1])
+            except PermissionError as error:
+                assert error.filename == sys.argv[1]
+            else:
+                raise AssertionError("opened")
+        """,
+        open_image,
+    )
+
+
+@pytest.mark.root
+@pytest.mark.uffd
+def test_rights_that_are_dropped_after_the_restore_do_not_matter(small):
+    run_in_child(
+        """
+        import os, sys
+        import lazyrestore
+        expected = lazyrestore.open(sys.argv[1]).read("data")
+        session = lazyrestore.restore(sys.argv[1], lazy=True)
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+        fd = os.memfd_create("out")
+        assert os.write(fd, session["data"]) == len(expected)
+        assert os.pread(fd, len(expected), 0) == expected
+        """,
+        small.path,
+    )
+
+
+@pytest.mark.uffd
+def test_full_rights_say_so_and_warn_of_nothing(small):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for privilege in ("full", "auto"):
+            with lazyrestore.restore(small.path, privilege=privilege) as session:
+                assert session.lazy
+                assert session.stats().privilege == "full"
+                assert session["data"][: 2 * PAGE] == small.expected["data"][: 2 * PAGE]
+    assert sys.platform == "linux"
