@@ -488,8 +488,7 @@ def test_an_end_before_holes_is_an_error_and_no_zeros() -> None:
 
 @in_child()
 def test_many_threads_are_stopped_together() -> None:
-    memory = Memory(16 * PAGE, READ | WRITE, PRIVATE | ANONYMOUS)
-    memory.write(0, bytes(PAGE * 16))
+    memory = Memory(PAGE, READ | WRITE, SHARED | ANONYMOUS)
     cells = (ctypes.c_uint64 * 16).from_address(memory.start)
 
     def count(number: int) -> None:
@@ -500,10 +499,17 @@ def test_many_threads_are_stopped_together() -> None:
         for number in range(16):
             threading.Thread(target=count, args=(number,), daemon=True).start()
 
+    def expect_all_still() -> None:
+        seen.extend(cells)
+        time.sleep(0.05)
+        assert list(cells) == seen
+
     with target(start) as process:
-        first = record(ProcessMemory(process.pid, [memory.range])).content[memory.name][:128]
-        time.sleep(0.5)
-        second = record(ProcessMemory(process.pid, [memory.range])).content[memory.name][:128]
-        process.expect_running()
-    before, after = memoryview(first).cast("Q"), memoryview(second).cast("Q")
-    assert all(new > old for old, new in zip(before, after, strict=True))
+        while 0 in list(cells):
+            time.sleep(0.01)
+        seen: list[int] = []
+        sink = Watcher(expect_all_still)
+        ProcessMemory(process.pid, [memory.range]).write_to(sink)
+        assert memoryview(sink.content[memory.name]).cast("Q")[:16].tolist() == seen
+        while any(new == old for new, old in zip(list(cells), seen, strict=True)):
+            time.sleep(0.01)
