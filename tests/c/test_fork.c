@@ -75,10 +75,14 @@ static void child_may_call_everything(void)
 		CHECK_EQ(lr_reader_read(reader, 0, 8191, &byte, 1, 0, NULL), LR_OK);
 		CHECK_EQ(byte, image.regions[0].bytes[8191]);
 		lr_reader_close(reader);
+#if CHECK_SANITIZER_FACTOR == 1 /* they allow no new thread in a child of many threads */
 		CHECK_EQ(lr_session_open(opened, &options, &own, NULL), LR_OK);
 		CHECK_EQ(lr_session_map(own, 0, &mapped, NULL), LR_OK);
 		CHECK_MEM(mapped, image.regions[0].bytes, 4000000);
 		lr_session_close(own);
+#else
+		(void)own, (void)options;
+#endif
 		lr_session_close(session);
 		lr_image_close(opened);
 		_exit(0);

@@ -126,7 +126,7 @@ static void out_of_address_space(void)
 
 static void out_of_threads(void)
 {
-	struct rlimit none = {0, 0};
+	struct rlimit old, none;
 	unsigned descriptors;
 
 	set_up();
@@ -137,6 +137,9 @@ static void out_of_threads(void)
 		CHECK_CALL(prctl(PR_SET_DUMPABLE, 1)); /* else /proc/self is root's */
 	}
 	descriptors = count_entries("/proc/self/fd");
+	CHECK_CALL(getrlimit(RLIMIT_NPROC, &old));
+	none = old;
+	none.rlim_cur = 0;
 	CHECK_CALL(setrlimit(RLIMIT_NPROC, &none));
 	for (int i = 0; i < 50; i++) {
 		struct lr_session_options options = {.privilege = LR_PRIVILEGE_AUTO};
@@ -150,6 +153,8 @@ static void out_of_threads(void)
 		CHECK_EQ(problem.code, LR_ERR_LIMIT);
 	}
 	CHECK_EQ(count_entries("/proc/self/fd"), descriptors);
+	/* The leak check at exit starts a thread. */
+	CHECK_CALL(setrlimit(RLIMIT_NPROC, &old));
 	lr_image_close(opened);
 	image_fini(&image);
 }

@@ -523,6 +523,8 @@ static void ends_although_a_detached_region_is_touched(void)
 				 0);
 		usleep(20000);
 		lr_session_close(set.session);
+		for (int i = 0; i < THREADS; i++)
+			CHECK_EQ(pthread_join(threads[i], NULL), 0);
 		_exit(0);
 	}
 	CHECK_CHILD(pid);
