@@ -18,6 +18,17 @@ static int64_t install_once(const struct lr_target *target, enum lr_install_kind
 	}
 }
 
+/* As large as the largest page of a host. */
+static const uint8_t zeros[65536];
+
+/* A page that was fenced when its cluster could not be read takes a copy, but not the zero page. */
+static int64_t replace_fence(const struct lr_target *target, enum lr_install_kind kind, uint64_t to)
+{
+	if (kind != LR_INSTALL_ZEROPAGE)
+		return -EEXIST;
+	return lr_uffd_copy(&target->uffd, to, zeros, target->host_page);
+}
+
 static void pause_for_memory(void)
 {
 	struct timespec pause = {.tv_nsec = 1000000};
@@ -35,6 +46,8 @@ int lr_install(const struct lr_target *target, const struct lr_range *range,
 	while (bytes > 0) {
 		int64_t done = install_once(target, kind, to, from, step < bytes ? step : bytes);
 
+		if (done == -EEXIST)
+			done = replace_fence(target, kind, to);
 		if (done > 0) {
 			*pages += (uint64_t)done / page;
 			step = bytes;

@@ -333,9 +333,11 @@ uint32_t lr_session_get_errors(lr_session *session, uint64_t first,
 uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_records,
 			       uint32_t room, int64_t timeout_ns)
 {
-	return session->pid == getpid()
-		       ? lr_trace_take(&session->pager.trace, ret_records, room, timeout_ns)
-		       : 0;
+	if (session->pid != getpid())
+		return 0;
+	/* Whoever touched a page goes on before its fault is recorded: wait for that moment. */
+	lr_loader_quiesce(&session->pager.loader);
+	return lr_trace_take(&session->pager.trace, ret_records, room, timeout_ns);
 }
 
 /* Fence what was not loaded. */

@@ -36,7 +36,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
     ) -> None:
         self.path = image.path
         self.lazy = core is not None
-        self._image = image
+        self._image: Image | None = image
         self._core = core
         self._regions = dict(regions)
         self._waited = waited
@@ -48,7 +48,8 @@ class Session(Mapping[str, Region | PlacedRegion]):
         try:
             return self._regions[name]
         except KeyError:
-            self._image.number(name)  # says which names there are
+            if self._image is not None:
+                self._image.number(name)  # says which names there are
             raise RegionNotFound(f"region {name!r} was not restored") from None
 
     def __iter__(self) -> Iterator[str]:
@@ -60,6 +61,8 @@ class Session(Mapping[str, Region | PlacedRegion]):
     @property
     def digest(self) -> str:
         """The image's content digest, in hexadecimal."""
+        if self._image is None:
+            raise ValueError(f"the session of {self.path} is closed: restore the image again")
         return self._image.digest
 
     @property
@@ -150,7 +153,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
                 region.close()
         # Regions that have views go on, and hold the pager and the image; without any, both end.
         self._regions = {}
-        self._core = None
+        self._core = self._image = None
         self._waited = array("I")
 
     def __enter__(self) -> Self:
