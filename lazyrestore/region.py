@@ -296,7 +296,7 @@ def placed_region(length: int, address: int) -> PlacedRegion:
         if code == lib.LR_ERR_BUSY:
             raise KernelError(_taken(address, length))
         check(code, problem, what=f"cannot map {length} bytes at {address:#x}")
-    kind: Any = type("PlacedRegion", (PlacedRegion, ctypes.c_char * length), {})
+    kind: Any = type("PlacedRegion", (PlacedRegion, ctypes.c_ubyte * length), {})
     region: PlacedRegion = kind.from_address(address) if length else kind()
     region.address = address
     return region
