@@ -18,9 +18,8 @@ CLUSTER = 16384
 @pytest.fixture
 def image(make_image):
     """Four data clusters, one of zeros and holes, one with data and zeros, then data."""
-    return make_image(
-        {"a": "d" * 16 + "zzhh" + "dzdz" + "dddd", "b": "dr" * 8}, cluster_size=CLUSTER
-    )
+    layouts = {"a": "d" * 16 + "zzhh" + "dzdz" + "dddd", "b": "dr" * 8}
+    return make_image(layouts, cluster_size=CLUSTER)
 
 
 def damage_cluster(image, number, region="a"):
@@ -96,7 +95,7 @@ def test_system_calls_fail_or_stop_short_at_the_fence(image, tmp_path):
             assert written <= 2 * CLUSTER
             assert (tmp_path / "out").read_bytes() == expected[:written]
         except OSError as error:
-            assert error.errno == 14  # EFAULT
+            assert error.errno == 14  # noqa: PT017 - EFAULT, where it did not stop short
         with pytest.raises(OSError, match="address"):
             os.write(fd, view[2 * CLUSTER :])
         os.ftruncate(fd, 0)
@@ -180,7 +179,7 @@ def test_a_file_that_changes_under_the_session(image, what):
 
 
 def find_node(path):
-    """The payload of the leaf that leads to the first cluster, found by what docs/format.md says."""
+    """The payload of the first index node, found as docs/format.md says."""
     import msgpack
 
     data = path.read_bytes()

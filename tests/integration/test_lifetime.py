@@ -120,7 +120,7 @@ def test_a_collected_region_fences_nothing_of_a_later_session(make_image):
     """The first session goes on, with a region whose memory the second one has by now."""
     made = make_image({"data": "d" * 2048, "more": "d" * 16})
     reused = 0
-    for _ in range(10):
+    for _ in range(5):
         first = lazyrestore.restore(made.path, lazy=True)
         region, keep = first["data"], first["more"]
         address = region.address
@@ -153,7 +153,7 @@ def test_a_later_session_at_the_same_address_never_gets_earlier_bytes(make_image
         paths = sys.argv[1:]
         expected = [lazyrestore.open(path).read("a") for path in paths]
         reused, last = 0, {}
-        for number in range(240):
+        for number in range(180):
             which, placed = number % 2, number % 3 == 0
             session = lazyrestore.restore(paths[which], lazy=True, at_original_address=placed)
             region = session["a"]
@@ -211,7 +211,7 @@ for _ in range(2):
     threading.Thread(target=touch, daemon=True).start()
 """,
     "many": "more = [lazyrestore.restore(sys.argv[1], lazy=True) for _ in range(5)]",
-    "module": "sys.modules['mine'] = session; builtins = __import__('builtins'); builtins.s = session",
+    "module": "import builtins; sys.modules['mine'] = builtins.mine = session",
     "finaliser": """
 class Late:
     def __del__(self, check=check):
@@ -368,7 +368,8 @@ def test_a_child_that_drops_an_inherited_region_keeps_its_own_memory(make_image,
         """
         import gc, mmap, os, signal, sys
         import lazyrestore
-        session = lazyrestore.restore(sys.argv[1], lazy=True, at_original_address=sys.argv[2] == "1")
+        placed = sys.argv[2] == "1"
+        session = lazyrestore.restore(sys.argv[1], lazy=True, at_original_address=placed)
         address, length = session["a"].address, len(session["a"])
         child = os.fork()
         if child == 0:

@@ -45,9 +45,8 @@ def deny_userfaultfd(error):
 def without_userfaultfd(script, *arguments, error=1):
     import textwrap
 
-    result = run_in_child(
-        f"{DENY}\ndeny_userfaultfd({error})\n" + textwrap.dedent(script), *arguments
-    )
+    script = f"{DENY}\ndeny_userfaultfd({error})\n" + textwrap.dedent(script)
+    result = run_in_child(script, *arguments)
     if result.stdout.startswith("skip"):
         pytest.skip(f"seccomp: {result.stdout[5:]}")
     return result

@@ -251,7 +251,7 @@ def test_a_view_that_is_not_contiguous_keeps_its_content(tmp_path):
     try:
         session = restore_array(tmp_path, array)
     except (TypeError, ValueError) as error:
-        assert "contiguous" in str(error)  # refused is fine; wrong is not
+        assert "contiguous" in str(error)  # noqa: PT017 - refused is fine; wrong is not
         return
     with session:
         assert (session["a"].array() == array).all()

@@ -262,7 +262,7 @@ def test_with_never_raises_and_views_are_served_on(small):
 
 
 def test_with_lets_an_exception_through(small):
-    with pytest.raises(RuntimeError, match="mine"):  # noqa: SIM117
+    with pytest.raises(RuntimeError, match="mine"):  # noqa: SIM117, PT012
         with lazyrestore.restore(small.path, lazy=True) as session:
             view = memoryview(session["data"])
             raise RuntimeError("mine")
