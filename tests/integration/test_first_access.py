@@ -47,6 +47,7 @@ path, offset = sys.argv[1], int(sys.argv[2])
 
 LAZY = """
 runs = []
+lazyrestore.restore, lazyrestore.open(path)  # Python's imports are not what is measured
 bytes_read()
 for _ in range(7):
     before = bytes_read()
