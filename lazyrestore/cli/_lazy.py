@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import sys
+import os
 import threading
 import time
 
@@ -117,11 +118,9 @@ def restore_and_touch(plan: Plan, *, json: bool = False) -> LazyReport:
     mapped = time.perf_counter_ns()
     with session:
         trace = _Trace(session, json) if plan.trace and session.lazy else None
-        try:
-            touched, first_access = _touch(session, plan, trace)
-        finally:
-            if trace is not None:
-                trace.stop()
+        touched, first_access = _touch(session, plan, trace)
+        if trace is not None:
+            trace.stop()
         stats = session.stats()
         return LazyReport(
             path=plan.image,
@@ -215,7 +214,10 @@ def _share(wanted: int, pages: list[int], *, evenly: bool) -> list[int]:
 
 
 class _Trace:
-    """Prints faults on standard error as they are served, from a thread of its own."""
+    """Prints faults on standard error as they are served, from a thread of its own.
+
+    The thread ends by itself when the session is closed, so after an error nobody waits for it.
+    """
 
     def __init__(self, session: Session, json: bool) -> None:
         self._session = session
@@ -246,13 +248,20 @@ class _Trace:
             records = self._session.read_trace(0 if is_last else 0.05)
             if records:
                 show = _as_json if self._json else _as_text
-                sys.stderr.write("".join(show(record) for record in records))
-                sys.stderr.flush()
+                _write("".join(show(record) for record in records))
             with self._progress:
                 self._seen += len(records)
                 self._progress.notify_all()
             if is_last and not records:
                 return
+
+
+def _write(text: str) -> None:
+    """To standard error, past Python's buffer: its lock would be held where a pipe is full."""
+    data = text.encode(errors="backslashreplace")
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        while data:
+            data = data[os.write(2, data) :]
 
 
 def _as_text(record: TraceRecord) -> str:
