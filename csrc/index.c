@@ -133,8 +133,8 @@ static bool entry_adds_up(const struct lr_index *index, const struct lr_cluster_
 	uint64_t data_bytes = (uint64_t)info->data_pages * index->page_size;
 	uint32_t zeros = 0;
 
-	/* All that the words can say, not only the cluster's own pages: each bit counts in data_pages, and the buffers are
-	 * of a cluster's size. */
+	/* All that the words can say, not only the cluster's own pages: each bit counts in
+	 * data_pages, and the buffers are of a cluster's size. */
 	for (uint32_t page = 0; page < info->state_words * LR_PAGES_PER_WORD; page++) {
 		uint32_t state = lr_states_get(info->states, page);
 

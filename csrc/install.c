@@ -37,8 +37,8 @@ static void pause_for_memory(void)
 }
 
 int lr_install(const struct lr_target *target, const struct lr_range *range,
-	       enum lr_install_kind kind, uint64_t to, const uint8_t *from, uint64_t bytes,
-	       uint64_t *pages, int *ret_os_error)
+	       enum lr_install_kind kind, bool is_demand, uint64_t to, const uint8_t *from,
+	       uint64_t bytes, uint64_t *pages, int *ret_os_error)
 {
 	uint64_t page = target->host_page;
 	uint64_t step = bytes; /* how much to ask for at once */
@@ -69,6 +69,8 @@ int lr_install(const struct lr_target *target, const struct lr_range *range,
 			sched_yield();
 			continue;
 		} else if (done == -ENOMEM) {
+			if (!is_demand)
+				return LR_ERR_NOMEM;
 			if (lr_range_state(range) != LR_RANGE_ACTIVE)
 				return LR_ERR_CLOSED;
 			pause_for_memory();
@@ -91,7 +93,7 @@ int lr_install_fence(const struct lr_target *target, const struct lr_range *rang
 	uint64_t pages = 0;
 	int os_error = 0;
 
-	if (lr_install(target, range, LR_INSTALL_POISON, to, NULL, bytes, &pages, &os_error)
+	if (lr_install(target, range, LR_INSTALL_POISON, true, to, NULL, bytes, &pages, &os_error)
 	    == LR_OK)
 		return 1;
 	/* Older kernels: take the access away, in this process's own memory. Splits the mapping; if

@@ -13,13 +13,14 @@ struct run {
 	const uint8_t *data; /* of the byte at `begin`; NULL for zeros */
 };
 
-int lr_loader_open(struct lr_loader *loader, struct lr_target *target)
+int lr_loader_open(struct lr_loader *loader, struct lr_target *target, bool is_demand)
 {
 	const struct lr_image_info *info = &target->image->info;
 	int code;
 
 	memset(loader, 0, sizeof(*loader));
 	loader->target = target;
+	loader->is_demand = is_demand;
 	if (target->host_page > info->cluster_size)
 		return LR_ERR_PAGE_SIZE;
 	code = lr_decoder_open(&loader->decoder, target->image);
@@ -143,9 +144,9 @@ static int install_run(struct lr_loader *loader, struct lr_range *range, uint64_
 	enum lr_install_kind kind = run->is_data ? LR_INSTALL_COPY : LR_INSTALL_ZEROPAGE;
 	uint64_t pages = 0;
 	int os_error = 0;
-	int code =
-		lr_install(loader->target, range, kind, range->start + cluster_begin + run->begin,
-			   run->data, run->end - run->begin, &pages, &os_error);
+	int code = lr_install(loader->target, range, kind, loader->is_demand,
+			      range->start + cluster_begin + run->begin, run->data,
+			      run->end - run->begin, &pages, &os_error);
 
 	if (run->is_data)
 		loader->pages_copied += pages;
@@ -176,16 +177,22 @@ static void fence(struct lr_loader *loader, struct lr_range *range, uint64_t clu
 		.cluster = cluster,
 		.file_offset = problem->file_offset,
 	};
+	bool is_first = true;
 
 	for (uint64_t offset = 0; offset < bytes;) {
 		struct run run = {.is_data = true, .begin = 0, .end = bytes};
 
 		if (is_found)
 			run = run_around(loader, offset, bytes);
-		if (run.is_data)
-			error.fenced = lr_install_fence(target, range,
-							range->start + cluster_begin + run.begin,
-							run.end - run.begin);
+		if (run.is_data) {
+			int fenced = lr_install_fence(target, range,
+						      range->start + cluster_begin + run.begin,
+						      run.end - run.begin);
+
+			/* One that did not take counts more than those that did. */
+			error.fenced = is_first || fenced == 0 ? fenced : error.fenced;
+			is_first = false;
+		}
 		offset = run.end;
 	}
 	if (lr_pageset_get(&target->clusters, cluster) != LR_STATE_FENCED)
@@ -203,11 +210,11 @@ static uint64_t cluster_bytes(const struct lr_loader *loader, const struct lr_ra
 	return rest < cluster_size ? rest : cluster_size;
 }
 
-/* True where a failed load must end in a fence: the range is still served, and its address space
- * still there. */
+/* True where a failed load must end in a fence: the range is still served, its address space still
+ * there, and trying again later would not help. */
 static bool must_fence(int code)
 {
-	return code != LR_ERR_CLOSED && code != LR_ERR_GONE;
+	return code != LR_ERR_CLOSED && code != LR_ERR_GONE && code != LR_ERR_NOMEM;
 }
 
 /* Install the touched run, then the others of its cluster. */

@@ -18,13 +18,15 @@ struct lr_loader {
 	pthread_mutex_t busy;
 	uint8_t *expanded; /* only where host pages are larger than the image's: a cluster as it
 			      will lie */
+	bool is_demand;    /* somebody waits for what it loads */
 	uint64_t faults;
 	uint64_t pages_copied; /* of the host */
 	uint64_t pages_zeroed;
 	struct lr_histogram service;
 };
 
-int lr_loader_open(struct lr_loader *loader, struct lr_target *target);
+/* `is_demand`: it serves faults, and never gives up for want of memory. */
+int lr_loader_open(struct lr_loader *loader, struct lr_target *target, bool is_demand);
 void lr_loader_close(struct lr_loader *loader);
 
 /* What a load did for the page that was touched. */

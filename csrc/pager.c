@@ -114,7 +114,7 @@ int lr_pager_start(struct lr_pager *pager, struct lr_target *target, uint32_t tr
 		return lr_problem_from_errno(ret_problem, errno);
 	code = lr_trace_open(&pager->trace, trace_records);
 	if (code == LR_OK)
-		code = lr_loader_open(&pager->loader, target);
+		code = lr_loader_open(&pager->loader, target, true);
 	if (code == LR_OK)
 		code = start_thread(pager);
 	if (code < 0) {

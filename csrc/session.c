@@ -38,7 +38,7 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	code = lr_uffd_open(&session->target.uffd, options->privilege, WANTED_FEATURES,
 			    ret_problem);
 	if (code == LR_OK) {
-		code = lr_loader_open(&session->ahead, &session->target);
+		code = lr_loader_open(&session->ahead, &session->target, false);
 		if (code < 0)
 			lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	}

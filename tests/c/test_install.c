@@ -53,7 +53,7 @@ static int install(struct setting *set, enum lr_install_kind kind, unsigned firs
 	int os_error = 0;
 
 	*pages = 0;
-	return lr_install(&set->target, &set->range, kind, set->range.start + first * PAGE,
+	return lr_install(&set->target, &set->range, kind, true, set->range.start + first * PAGE,
 			  kind == LR_INSTALL_COPY ? set->source + first * PAGE : NULL, count * PAGE,
 			  pages, &os_error);
 }

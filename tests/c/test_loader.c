@@ -29,7 +29,7 @@ static struct setting *set_up(struct setting *set, uint32_t host_page)
 	if (lr_uffd_open(&set->target.uffd, LR_PRIVILEGE_AUTO, LR_UFFD_FEATURE_POISON, &problem)
 	    < 0)
 		SKIP("no userfaultfd here: %s", strerror(problem.os_error));
-	CHECK_EQ(lr_loader_open(&set->loader, &set->target), LR_OK);
+	CHECK_EQ(lr_loader_open(&set->loader, &set->target, true), LR_OK);
 	set->range = &set->target.ranges[0];
 	bytes = (set->range->region.length + host_page - 1) / host_page * host_page;
 	/* Larger host pages are aligned to their size. */
@@ -154,7 +154,7 @@ static void refuses_clusters_below_the_host_page(void)
 	CHECK_EQ(lr_image_open(set.image.path, &set.opened, NULL), LR_OK);
 	CHECK_EQ(lr_target_open(&set.target, set.opened), LR_OK);
 	set.target.host_page = 65536;
-	CHECK_EQ(lr_loader_open(&set.loader, &set.target), LR_ERR_PAGE_SIZE);
+	CHECK_EQ(lr_loader_open(&set.loader, &set.target, true), LR_ERR_PAGE_SIZE);
 	lr_loader_close(&set.loader);
 	lr_target_close(&set.target);
 	lr_image_close(set.opened);
