@@ -12,8 +12,9 @@ def print_report(report: LazyReport) -> None:
     """The report as text."""
     how = f"lazily ({report.privilege} userfaultfd)" if report.lazy else "eagerly"
     regions = f"{size(report.logical_bytes)} in {count(report.regions, 'region')}"
-    print(one_line(f"{report.path}: {regions}, restored {how}"))
+    print(one_line(f"{report.path}: restored {how}"))
     fields = [
+        ("memory", regions),
         ("open", duration(report.open_us)),
         ("map" if report.lazy else "decode", duration(report.map_us)),
     ]
