@@ -90,6 +90,13 @@ static int open_one(int (*open_it)(int), int flags, uint64_t wanted, uint64_t *r
 	return fd;
 }
 
+/* A refusal, as against a failure that would have come to anyone (no descriptor, no memory). */
+static bool is_refusal(int error)
+{
+	return error == -EPERM || error == -EACCES || error == -ENOSYS || error == -ENOENT
+	       || error == -EINVAL;
+}
+
 int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features,
 		 struct lr_problem *ret_problem)
 {
@@ -109,8 +116,10 @@ int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features,
 		if (fd < 0)
 			fd = open_one(open_syscall, UFFD_USER_MODE_ONLY, features, &uffd->features);
 	}
+	/* Where all were refused, what is missing for the full kind is what there is to say. */
 	if (fd < 0)
-		return lr_problem_from_errno(ret_problem, first_error ? first_error : -fd);
+		return lr_problem_from_errno(ret_problem,
+					     first_error && is_refusal(fd) ? first_error : -fd);
 	uffd->fd = fd;
 	return LR_OK;
 }
