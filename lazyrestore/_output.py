@@ -60,8 +60,11 @@ def write_file(
 
     Raises:
         OSError: it cannot be written.
+        ValueError: it is the image itself, of which nothing else would be left.
         ClusterError: a cluster is damaged.
     """
+    if _is_image(image, path):
+        raise ValueError(f"{path} is the image itself: give the output another name")
     if _is_stream(path):
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -214,6 +217,13 @@ def _write_all(fd: int, nbytes: int, data: bytearray | None, path: str) -> None:
         raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
+
+
+def _is_image(image: Image, path: str) -> bool:
+    try:
+        return os.path.samefile(image.path, path)
+    except OSError:
+        return False
 
 
 def _is_stream(path: str) -> bool:

@@ -15,7 +15,7 @@ from ._arguments import (
     choose_region,
     parse_count,
 )
-from ._errors import UsageError, stopping_means
+from ._errors import UsageError, stopping_means, usage_errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def _decode(
         if output == _STDOUT:
             write_stream(opened, number, 1, where, threads=threads, progress=progress)
             return
-        report = write_file(opened, number, output, threads=threads, progress=progress)
+        with usage_errors():
+            report = write_file(opened, number, output, threads=threads, progress=progress)
     if json:
         from ._show import print_json
 
