@@ -245,7 +245,7 @@ class Pipeline:
     def stop(self) -> None:
         """End the threads; what they have not begun stays undone. May be called again."""
         self._stopping.set()
-        for _ in self._threads:
+        for _ in range(self._count):  # also for one that an interrupt kept off the list
             self._jobs.put(None)
         while self._threads:
             self._threads[-1].join()

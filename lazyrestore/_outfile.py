@@ -22,12 +22,13 @@ class OutputFile:
     """
 
     def __init__(self, path: str) -> None:
+        self._fd = self._folder = -1
+        self._temporary: str | None = None
+        self._owner = os.getpid()
         self.path = path
         self.position = 0  # of what is appended next
         self._parts: list[bytes | memoryview] = []
         self._parts_bytes = 0
-        self._fd = self._folder = -1
-        self._temporary: str | None = None
         folder, self._name = os.path.split(path)
         try:
             _refuse_target(path, self._name)
@@ -115,16 +116,20 @@ class OutputFile:
     def discard(self) -> None:
         """Remove the temporary file, if it is still one. May be called again."""
         self._parts = []
-        temporary, self._temporary = self._temporary, None
-        if temporary is not None and self._folder >= 0:
+        # Not in a forked child, which has this object too when it ends.
+        if self._temporary is not None and self._folder >= 0 and os.getpid() == self._owner:
             with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=self._folder)
+                os.unlink(self._temporary, dir_fd=self._folder)
+        self._temporary = None  # only now: an interrupt before this, and it is tried again
         for name in ("_fd", "_folder"):
             fd = getattr(self, name)
             setattr(self, name, -1)
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+    def __del__(self) -> None:
+        self.discard()
 
 
 def _refuse_target(path: str, name: str) -> None:

@@ -113,7 +113,7 @@ class ImageWriter:
             self._file, self._pipeline.seen, page_size=page_size, cluster_size=cluster_size
         )
         # A writer that is forgotten, or open when the interpreter ends, leaves nothing behind.
-        self._discard = weakref.finalize(self, _discard, self._file, self._pipeline)
+        self._forgotten = weakref.finalize(self, _discard, self._file, self._pipeline)
         try:
             self._assembler.write_header(self._identity(), source)
         except BaseException:
@@ -219,7 +219,8 @@ class ImageWriter:
     def abort(self) -> None:
         """Give up: end the threads, remove what was written. Does nothing once closed."""
         self._is_open = False
-        self._discard()
+        _discard(self._file, self._pipeline)
+        self._forgotten.detach()
         self._under_way.clear()
         self._buffer = bytearray()
 
@@ -365,6 +366,7 @@ class ImageWriter:
         self._tell_progress(is_last=True)
         self._file.commit()
         self._is_open = False
+        self._forgotten.detach()
         tallies = self._assembler.tallies
         self._report = DumpReport(
             path=self._file.path,
