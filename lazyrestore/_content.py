@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING
@@ -25,7 +26,13 @@ THREADS_MAX = 256
 
 
 def check_options(page_size: int, cluster_size: int, level: int, threads: int | None) -> None:
-    """Raise ValueError for settings that an image cannot have."""
+    """Raise ValueError for settings that an image cannot have, TypeError for what is no number."""
+    numbers = {"page_size": page_size, "cluster_size": cluster_size, "level": level}
+    if threads is not None:
+        numbers["threads"] = threads
+    for setting, value in numbers.items():
+        if not isinstance(value, int):
+            raise TypeError(f"{setting} is a whole number, not {value!r}")
     if not (fmt.is_power_of_two(page_size) and fmt.PAGE_SIZE_MIN <= page_size <= fmt.PAGE_SIZE_MAX):
         raise ValueError(f"a page size is a power of two from 4096 to 65536, not {page_size}")
     if not (
@@ -120,9 +127,24 @@ class ContentDigest:
 def byte_view(data: Buffer) -> memoryview:
     """The bytes of any buffer, in the order of its elements; copied only if it has gaps."""
     try:
-        return PickleBuffer(data).raw()
+        return raw_view(data)
     except BufferError:
         return memoryview(memoryview(data).tobytes())
+
+
+def raw_view(data: Buffer) -> memoryview:
+    """The bytes of any buffer as they lie in memory, never copied.
+
+    Raises:
+        TypeError: it is no buffer.
+        BufferError: it has gaps.
+    """
+    # A PickleBuffer of a memoryview would export that one, and CPython crashes where its collector
+    # finds both in one cycle: an exception and the frames that it came through make one.
+    if isinstance(data, memoryview) and data.c_contiguous:
+        with contextlib.suppress(TypeError, ValueError):  # not of every format
+            return data.cast("B")
+    return PickleBuffer(data).raw()
 
 
 def crc32c(data: bytes | bytearray) -> int:

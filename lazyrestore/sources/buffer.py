@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pickle import PickleBuffer
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from lazyrestore._content import check_name
+from lazyrestore._content import check_name, raw_view
 from lazyrestore._native import ffi
 from lazyrestore.format import PROTECTION_READ, PROTECTION_WRITE
 from lazyrestore.reports import Skipped
@@ -39,7 +38,7 @@ class Piece:
         self.metadata: dict[str, object] = {}
         if _is_array(data):
             self.view, is_copy = _array_bytes(name, data)
-            self.metadata["array"] = _describe_array(data)
+            self.metadata["array"] = _describe_array(name, data)
         else:
             self.view, is_copy = _buffer_bytes(name, data)
         is_readonly = self.view.readonly and not is_copy
@@ -100,15 +99,14 @@ class Memory:
 
 def _buffer_bytes(name: str, data: object) -> tuple[memoryview, bool]:
     """The bytes of a buffer, and whether they are a copy."""
+    buffer: Any = data
     try:
-        buffer = PickleBuffer(data)  # type: ignore[arg-type]  # that it is a buffer is asked here
+        return raw_view(buffer), False
     except TypeError:
         raise TypeError(
             f"region {name!r} cannot be dumped: {type(data).__name__} is neither a buffer nor a"
             " numpy array; pickle it, or dump what it is made of"
         ) from None
-    try:
-        return buffer.raw(), False
     except BufferError:  # it has gaps
         return memoryview(memoryview(buffer).tobytes()), True
 
@@ -145,12 +143,21 @@ def _array_bytes(
     return plain.reshape(-1).view(numpy.uint8).data, is_copy
 
 
-def _describe_array(array: numpy.ndarray[tuple[int, ...], numpy.dtype]) -> dict[str, object]:
+def _describe_array(
+    name: str, array: numpy.ndarray[tuple[int, ...], numpy.dtype]
+) -> dict[str, object]:
     import numpy
 
     flags = array.flags
+    try:
+        description = numpy.lib.format.dtype_to_descr(array.dtype)
+    except ValueError:
+        raise TypeError(
+            f"region {name!r} has dtype {array.dtype}: fields that overlap, or are out of order,"
+            " cannot be described; dump .view('u1'), or a copy with fields one after another"
+        ) from None
     return {
-        "dtype": numpy.lib.format.dtype_to_descr(array.dtype),
+        "dtype": description,
         "shape": list(array.shape),
         "order": "F" if flags.f_contiguous and not flags.c_contiguous else "C",
     }
