@@ -47,7 +47,7 @@ def demo(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Dump a live program and restore its memory, eagerly and lazily, with figures.
+    """Dump a live program and restore its memory, with figures.
 
     Starts a program that builds a state, dumps it by its pid while it lives, restores the image
     both ways, and compares every byte. Needs about twice SIZE of memory, and no rights: what the

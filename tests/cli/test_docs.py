@@ -1,0 +1,34 @@
+"""docs/cli.md says what the commands say of themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from lazyrestore.cli import COMMANDS
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def load_maker():
+    spec = importlib.util.spec_from_file_location("make_cli", DOCS / "make_cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_made_from_the_help_texts(monkeypatch):
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])
+    )
+    made = load_maker().make()
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == made, (
+        "docs/cli.md is not what the commands say: python docs/make_cli.py"
+    )
+
+
+def test_every_command_is_on_the_page():
+    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        assert f"\n## {command}\n" in page
