@@ -29,6 +29,7 @@ _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 _HINTS = {
     errno.ENOENT: "check the name",
     errno.ENOTDIR: "check the name",
+    errno.EBADF: "it is closed; redirect it",
     errno.ESPIPE: "an image is a regular file",
     errno.EACCES: "ask its owner for the right, or be another user",
     errno.EPERM: "be another user",
@@ -59,6 +60,7 @@ class Terminated(BaseException):
 
 def prepare() -> None:
     """Make signals exceptions, and streams such that no text can fail to be printed."""
+    _fill_closed_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminate)
@@ -66,6 +68,20 @@ def prepare() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def _fill_closed_streams() -> None:
+    """Where standard streams are closed, no image shall get their numbers, and text goes nowhere.
+
+    What is to be read or written there by its number is an error.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if fd else os.O_WRONLY)  # gets the lowest number: fd
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if fd else "r"))  # noqa: SIM115
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:

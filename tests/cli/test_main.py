@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_support import Image, environment, run
+from cli_support import COMMAND, Image, environment, run
 
 import lazyrestore
 from lazyrestore.cli import COMMANDS, _errors, main, make_app
@@ -162,6 +162,36 @@ def test_a_reader_that_went_away(small: Image, command: str) -> None:
 def test_a_full_standard_output(small: Image) -> None:
     with open("/dev/full", "wb") as full:
         run("info", small.path, stdout=full).fails(1, "No space left on device")
+
+
+CLOSED = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "-", *COMMAND)
+NO_STDOUT = ("sh", "-c", 'exec "$@" >&-', "-", *COMMAND)
+
+
+@pytest.mark.parametrize("command", ["info", "ls", "verify", "doctor", "--help", "--version"])
+def test_a_closed_standard_output(small: Image, command: str) -> None:
+    """As /dev/null for text, for which nobody asked"""
+    arguments = [small.path] if command in ("info", "ls", "verify") else []
+    assert run(command, *arguments, command=NO_STDOUT).ok().out == ""
+
+
+def test_memory_into_a_closed_standard_output(small: Image) -> None:
+    """... but what was asked for is not thrown away, nor written over what has its number"""
+    before = small.path.read_bytes()
+    for command in (("cat",), ("restore", "-o", "-")):
+        result = run(*command, small.path, "--region", "more", command=NO_STDOUT)
+        result.fails(1, "standard output", "closed")
+    assert small.path.read_bytes() == before
+
+
+def test_all_standard_streams_closed(small: Image, tmp_path: Path) -> None:
+    """As a service may be started: nothing is mixed up with the files that are written"""
+    data, image, out = tmp_path / "data", tmp_path / "x.lzr", tmp_path / "out"
+    data.write_bytes(bytes(range(256)) * 1000)
+    assert run("dump", "--file", data, image, command=CLOSED).code == 0
+    assert run("restore", image, "-o", out, command=CLOSED).code == 0
+    assert out.read_bytes() == data.read_bytes()
+    assert run("info", tmp_path / "nix.lzr", command=CLOSED).code == 1
 
 
 def test_as_a_module_and_as_a_command(small: Image) -> None:
