@@ -96,6 +96,11 @@ class Session(Mapping[str, Region | PlacedRegion]):
             privilege="full" if raw.privilege == 0 else "user-mode-only",
         )
 
+    @property
+    def faults(self) -> int:
+        """Faults served so far, as in `stats`, which also looks at the memory of every region."""
+        return int(self._core.stats().faults) if self._core is not None else 0
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all pages are resident.
 

@@ -239,8 +239,7 @@ class _Trace:
         self._thread.join()
 
     def _is_level(self) -> bool:
-        stats = self._session.stats()
-        return self._seen + self._session.trace_lost >= stats.faults
+        return self._seen + self._session.trace_lost >= self._session.faults
 
     def _run(self) -> None:
         while True:

@@ -189,6 +189,16 @@ def test_trace_as_text(make_image: MakeImage) -> None:
     assert re.fullmatch(shape.format("0x1000", "ZEROPAGE"), zero)
 
 
+def test_trace_of_a_process_with_very_many_mappings(tmp_path: Path) -> None:
+    """What it costs to look at them all is not paid for each of them: that took minutes"""
+    with lazyrestore.ImageWriter(tmp_path / "x.lzr", cluster_size=4096) as image:
+        for number in range(8000):
+            image.add_region(f"region {number}")
+            image.write(number.to_bytes(2, "little") * 2048)
+    lines = trace_of(image.close().path, "--touch", "sequential")
+    assert [line["region"] for line in lines] == [f"region {number}" for number in range(8000)]
+
+
 def test_trace_of_more_than_it_has_room_for(tmp_path: Path) -> None:
     """The touching waits for it, so that nothing is lost"""
     path = tmp_path / "many.lzr"
