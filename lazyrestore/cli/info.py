@@ -31,7 +31,7 @@ def info(image: ImageArgument, json: JsonOption = False) -> None:
             ("memory", f"{size(found.logical_bytes)} in {count(len(found.regions), 'region')}"),
             ("data", data),
             ("zero pages", size(found.zero_bytes)),
-            ("never touched", size(found.hole_bytes)),
+            ("untouched", size(found.hole_bytes)),
             ("image", f"{size(found.stored_bytes)}, ratio {found.ratio:.2f}"),
             ("clusters", f"{clusters}; pages of {size(found.page_size)}"),
             ("digest", found.digest),
