@@ -216,8 +216,10 @@ def _device_reason(facts: Facts) -> str:
         if facts.container:
             return f"{_DEVICE} is not there: the container was not given it"
         return f"{_DEVICE} is not there"
-    if error in (errno.EACCES, errno.EPERM):
+    if error == errno.EACCES:
         return f"user {facts.user} may not open {_DEVICE}"
+    if error == errno.EPERM:  # which no mode of a file gives
+        return f"{_DEVICE} is forbidden by a filter (seccomp) or by the container's cgroup"
     return f"{_DEVICE} gives an error: {os.strerror(error)}"
 
 
@@ -227,11 +229,22 @@ def _syscall_reason(facts: Facts) -> str:
         return "the kernel has no userfaultfd (CONFIG_USERFAULTFD), or a filter hides it"
     if error != errno.EPERM:
         return f"the system call gives an error: {os.strerror(error)}"
-    if facts.unprivileged == 1 or (facts.may_trace and facts.outer_uid is None):
+    if _is_filtered(facts):
         return "the system call is forbidden by a filter (seccomp), as containers have it"
     if facts.may_trace:
         return "the system call asks for CAP_SYS_PTRACE outside of this user namespace"
     return "vm.unprivileged_userfaultfd is 0, and this process has no CAP_SYS_PTRACE"
+
+
+def _is_filtered(facts: Facts) -> bool:
+    """If something else than rights keeps the system call from working, so that none would help."""
+    if facts.syscall_error == errno.ENOSYS:
+        return True
+    if facts.syscall_error != errno.EPERM:
+        return False
+    if facts.unprivileged == 1 or (facts.may_trace and facts.outer_uid is None):
+        return True
+    return facts.user_mode_error == errno.EPERM  # which asks for no right
 
 
 def _user_mode_reason(facts: Facts) -> str:
@@ -249,18 +262,19 @@ def _user_mode_reason(facts: Facts) -> str:
 def _remedies(facts: Facts) -> list[Remedy]:
     """The narrowest first: one user, then a group, then everybody."""
     has_device = _release(facts.kernel) >= _DEVICE_SINCE
-    if facts.syscall_error == errno.ENOSYS and not has_device:
+    is_there = has_device and (facts.device_error != errno.ENOENT or facts.container)
+    if facts.syscall_error == errno.ENOSYS and not is_there:
         return [Remedy("boot a kernel with CONFIG_USERFAULTFD=y", "all distributions' have it")]
     remedies = []
     if facts.container and has_device:
         remedies += _container_remedies(facts)
-    elif has_device:
+    elif has_device and not _is_device_filtered(facts):
         remedies += _device_remedies(facts)
     if facts.container:
         effect = "lets the container use the system call (its default profile forbids it)"
         command = "docker run --cap-add SYS_PTRACE --security-opt seccomp=PROFILE.json ..."
         remedies.append(Remedy(command, effect))
-    if facts.unprivileged == 0:
+    if facts.unprivileged == 0 and not _is_filtered(facts):
         where = " (on the host)" if facts.container else ""
         effect = f"lets every user have userfaultfds, until the next boot{where}"
         remedies.append(Remedy("sudo sysctl vm.unprivileged_userfaultfd=1", effect))
@@ -270,12 +284,18 @@ def _remedies(facts: Facts) -> list[Remedy]:
     return remedies
 
 
+def _is_device_filtered(facts: Facts) -> bool:
+    """If who may open the device does not matter."""
+    return facts.device_error in (errno.EPERM, errno.ENOSYS)
+
+
 def _container_remedies(facts: Facts) -> list[Remedy]:
     remedies = []
-    if facts.device_error == errno.ENOENT:
+    if facts.device_error in (errno.ENOENT, errno.EPERM):
         effect = "gives this one container the device; its root may open it then"
         remedies.append(Remedy(f"docker run --device {_DEVICE} ...", effect))
-    if facts.uid != 0 or facts.outer_uid is not None:
+    is_root = facts.uid == 0 and facts.outer_uid is None
+    if not is_root and not _is_device_filtered(facts):
         remedies.append(_acl(facts, "on the host"))
     return remedies
 

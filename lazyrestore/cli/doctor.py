@@ -39,7 +39,7 @@ def doctor(
         _print(found, verbose)
     if found.level == NONE or found.facts.libzstd is None:
         what = "restores cannot be lazy here" if found.level == NONE else "libzstd is missing"
-        fail(_KERNEL_SAYS_NO, f"{what}: `lazyrestore doctor` says why, and what to do")
+        fail(_KERNEL_SAYS_NO, f"{what}: the report says why, and what to do")
 
 
 def _print(found: Diagnosis, verbose: bool) -> None:
