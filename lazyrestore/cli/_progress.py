@@ -35,7 +35,9 @@ class Progress:
         self._draw(describe(self._what, done, total, now - self._start))
 
     def _draw(self, text: str) -> None:
-        text = text[: max(20, os.get_terminal_size(2).columns) - 1]
+        # Some terminals (a serial line, a container's) do not say how wide they are.
+        columns = os.get_terminal_size(2).columns or 80
+        text = text[: max(20, columns) - 1]
         padding = " " * max(0, self._width - len(text))
         self._width = len(text)
         sys.stderr.write(f"\r{text}{padding}\r")
@@ -71,6 +73,6 @@ def describe(what: str, done: int, total: int | None, seconds: float) -> str:
 
 def _is_terminal() -> bool:
     try:
-        return os.isatty(2) and os.get_terminal_size(2).columns > 0
+        return os.isatty(2) and os.get_terminal_size(2).columns >= 0
     except OSError:
         return False

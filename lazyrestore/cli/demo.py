@@ -108,7 +108,7 @@ def _print(report: DemoReport) -> None:
             ("", "(log text, an index, records, numbers, a sparse table, zeros)"),
             ("memory", f"{size(report.logical_bytes)} in {count(report.regions, 'region')}"),
             ("zero pages", f"{size(report.zero_bytes)}, cost nothing"),
-            ("never touched", f"{size(report.hole_bytes)}, cost nothing"),
+            ("untouched", f"{size(report.hole_bytes)}, cost nothing"),
             ("image", f"{size(report.stored_bytes)}, ratio {report.ratio:.2f}"),
             ("dump", f"{duration(report.dump_seconds * 1e6)}{stood}"),
             ("lives on", f"it had counted to {report.beats_before}, now {report.beats_after}"),

@@ -125,7 +125,7 @@ def _print(report: DumpReport, verbose: bool) -> None:
         ("memory", regions),
         ("data", data),
         ("zero pages", size(report.zero_bytes)),
-        ("never touched", size(report.hole_bytes)),
+        ("untouched", size(report.hole_bytes)),
         ("image", f"{size(report.stored_bytes)}, ratio {report.ratio:.2f}"),
         ("time", took),
         ("digest", report.digest),
