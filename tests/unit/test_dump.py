@@ -234,8 +234,9 @@ def test_report_has_the_sources_own_part(path):
     class Odd:
         """A source of somebody else's."""
 
-        skipped: list[Skipped] = []
-        frozen_us: int | None = None
+        def __init__(self) -> None:
+            self.skipped: list[Skipped] = []
+            self.frozen_us: int | None = None
 
         def describe(self) -> str:
             return "something odd"
