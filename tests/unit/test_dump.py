@@ -134,7 +134,7 @@ def arrays() -> dict[str, np.ndarray]:
         "no elements": np.empty((0, 3)),
         "empty strings": np.zeros(4, "S0"),
         "readonly": readonly,
-        "subclass": np.matrix([[1, 2], [3, 4]]),
+        "subclass": np.rec.array([(1, 2.5), (3, 4.5)], dtype="i4,f8"),
         "broadcast": np.broadcast_to(np.arange(5), (4, 5)),
     }
 
