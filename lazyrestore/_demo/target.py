@@ -36,6 +36,8 @@ class Target:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": path},
+            # Ctrl-C is for the demo, which then ends it: a starting interpreter would complain.
+            process_group=0,
         )
         self.pid = self._process.pid
         self.build_seconds = 0.0
