@@ -391,7 +391,9 @@ def test_a_thread_that_cannot_be_stopped_is_named(tmp_path: Path) -> None:
         "os.posix_spawn('/bin/true', ['true'], {}, file_actions=[opens])\n"
     ) as process:
         status = Path(f"/proc/{process.pid}/status")
-        while "State:\tD" not in status.read_text():
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        # Without a child it may be in that state for a moment, to read a page of its program.
+        while not children.read_text() or "State:\tD" not in status.read_text():
             time.sleep(0.001)
         message = refusal(process.pid, tmp_path)
         assert "could not be stopped within 0.5 s" in message

@@ -96,7 +96,8 @@ def test_a_damaged_cluster_is_an_error_in_the_eager_fallback_too(small):
         try:
             lazyrestore.restore(sys.argv[1])
         except lazyrestore.ClusterError as error:
-            assert error.region == "data"
+            # The other region shares that record; which is decoded first is a matter of threads.
+            assert error.region in ("data", "more")
         else:
             raise AssertionError("restored")
         """,

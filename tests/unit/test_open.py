@@ -124,6 +124,12 @@ def test_missing_and_unreadable_files_are_os_errors(tmp_path):
         lazyrestore.open(tmp_path)
 
 
+def test_a_path_is_not_cut_at_a_null_character(small):
+    for opening in (lazyrestore.open, lazyrestore.restore):
+        with pytest.raises(ValueError, match="null character"):
+            opening(f"{small.path}\0.old")
+
+
 def test_an_empty_file_is_refused(tmp_path):
     path = tmp_path / "empty.lzr"
     path.write_bytes(b"")

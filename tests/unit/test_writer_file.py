@@ -390,3 +390,32 @@ def test_peak_memory_is_measured_in_kib():
     """What the test before relies on."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert before << 10 > 10 * MIB
+
+
+@pytest.mark.parametrize("level", [1, 3, 22])
+def test_memory_is_bounded_on_machines_with_many_cores(path, level):
+    """The largest clusters, as many threads as a machine of 64 cores would have by default."""
+    done = run_child(
+        """
+        import os, resource, sys
+        os.sched_getaffinity = lambda pid: set(range(64))
+        from lazyrestore import ImageWriter
+        import lazyrestore._assemble
+        def peak():
+            os.urandom(1 << 20)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        before = peak()
+        level = int(sys.argv[2])
+        with ImageWriter(sys.argv[1], cluster_size=2 << 20, level=level) as writer:
+            writer.add_region("memory")
+            for _ in range(256 if level < 5 else 48):
+                writer.write(os.urandom(1 << 20))
+                writer.write(bytes(1 << 20))
+        print(peak() - before)
+        """,
+        path,
+        level,
+        timeout=300,
+    )
+    assert done.stderr == ""
+    assert int(done.stdout) < 256
