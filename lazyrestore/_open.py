@@ -30,6 +30,7 @@ def open(path: str | os.PathLike[str]) -> Image:
         OSError: the file is not there or cannot be read.
         ImageError: it is not an image, damaged, cut short or of a newer version.
         KernelError: libzstd is missing.
+        ValueError: there is a null character in the path.
     """
     return Image(path)
 
@@ -44,11 +45,14 @@ class Image:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        encoded = os.fsencode(self.path)
+        if b"\0" in encoded:  # where a name ends for C: it would be another file's
+            raise ValueError(f"the path {self.path!r} has a null character: no file can have it")
         what = f"cannot open {self.path}"
         check(lib.lr_init(), what=what)
         found = ffi.new("lr_image **")
         problem = new_problem()
-        code = lib.lr_image_open(os.fsencode(self.path), found, problem)
+        code = lib.lr_image_open(encoded, found, problem)
         check(code, problem, what=what, file=self.path)
         self._handle: CData = ffi.gc(found[0], lib.lr_image_close)
         self._raw = ffi.new("struct lr_image_info *")

@@ -61,7 +61,8 @@ class _LazyMemory:
         if not self.length:
             return 0
         self._check_open()
-        return check(lib.lr_memory_get_resident(self.address, self.length), what=self.name)
+        code = lib.lr_memory_get_resident(self.address, self.length)
+        return check(code, what=f"cannot look at the memory of region {self.name!r}")
 
     def array(self) -> numpy.ndarray[Any, Any]:
         """A numpy array over this memory, with the dtype, shape and order that were dumped.

@@ -175,6 +175,8 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
         return FAILED, str(error) or "out of memory: free some, or use fewer --threads"
     if isinstance(error, ImportError):
         return FAILED, str(error)
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return FAILED, "cannot start a thread: raise the limit (ulimit -u, ulimit -v)"
     kind = type(error).__name__
     hint = "set LAZYRESTORE_TRACEBACK=1 to see where, and report it"
     return FAILED, f"this should not happen: {kind}: {error}; {hint}"

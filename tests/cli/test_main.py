@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_support import COMMAND, Image, environment, run
+from cli_support import COMMAND, Image, environment, run, temporary_files
 
 import lazyrestore
 from lazyrestore.cli import COMMANDS, _errors, main, make_app
@@ -162,6 +162,24 @@ def test_a_reader_that_went_away(small: Image, command: str) -> None:
 def test_a_full_standard_output(small: Image) -> None:
     with open("/dev/full", "wb") as full:
         run("info", small.path, stdout=full).fails(1, "No space left on device")
+
+
+_NO_MORE_THREADS = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+from lazyrestore.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_limit_of_threads(small: Image, nobody: object) -> None:
+    """ulimit -u: named, and not taken for a mistake of the program"""
+    copy = nobody.bring(small.path)
+    for arguments in (("verify", copy), ("dump", "--file", copy, "x.lzr")):
+        result = nobody.run(*arguments, script=_NO_MORE_THREADS)
+        result.fails(1, "cannot start a thread", "ulimit -u")
+    assert not (nobody.folder / "x.lzr").exists()
+    assert temporary_files(nobody.folder) == []
 
 
 CLOSED = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "-", *COMMAND)
