@@ -8,10 +8,10 @@ import time
 from types import TracebackType
 from typing import Self
 
-from ._show import duration, size
+from ._show import size
 
 _INTERVAL_S = 0.1
-_BAR = 24
+_BAR = 10  # so that all fits into 80 columns
 
 
 class Progress:
@@ -64,7 +64,7 @@ def describe(what: str, done: int, total: int | None, seconds: float) -> str:
         return f"{what}  {size(done)}  {size(rate)}/s"
     share = min(1.0, done / total)
     bar = "█" * round(share * _BAR)
-    left = f"{duration((total - done) / rate * 1e6)} left" if rate and done < total else ""
+    left = f"{_whole_seconds((total - done) / rate)} left" if rate and done < total else ""
     return (
         f"{what}  {bar:·<{_BAR}}  {share:4.0%}  {size(done)} of {size(total)}"
         f"  {size(rate)}/s  {left}"
@@ -76,3 +76,11 @@ def _is_terminal() -> bool:
         return os.isatty(2) and os.get_terminal_size(2).columns >= 0
     except OSError:
         return False
+
+
+def _whole_seconds(seconds: float) -> str:
+    """As "8 s", "2 min 5 s" or "18 min"; not less than a second, for something is left."""
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    if minutes >= 10:
+        return f"{minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
