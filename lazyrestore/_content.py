@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ DEFAULT_CLUSTER_SIZE = 65536
 LEVEL_MIN = -7
 LEVEL_MAX = zstandard.MAX_COMPRESSION_LEVEL
 THREADS_MAX = 256
+_THREADS_BYTES = 96 << 20
 
 
 def check_options(page_size: int, cluster_size: int, level: int, threads: int | None) -> None:
@@ -48,6 +50,13 @@ def check_options(page_size: int, cluster_size: int, level: int, threads: int | 
         raise ValueError(f"a compression level is from {LEVEL_MIN} to {LEVEL_MAX}, not {level}")
     if threads is not None and not 1 <= threads <= THREADS_MAX:
         raise ValueError(f"threads are from 1 to {THREADS_MAX}, not {threads}")
+
+
+def default_threads(level: int, cluster_size: int) -> int:
+    """One a core, but no more than have room: at high levels zstd takes 34 MiB for each."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=cluster_size)
+    each = parameters.estimated_compression_context_size() + cluster_size
+    return max(1, min(len(os.sched_getaffinity(0)), _THREADS_BYTES // each))
 
 
 def check_name(name: str) -> bytes:

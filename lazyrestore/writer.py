@@ -30,6 +30,7 @@ from ._content import (
     byte_view,
     check_name,
     check_options,
+    default_threads,
     pack_metadata,
 )
 from ._outfile import OutputFile
@@ -59,7 +60,8 @@ class ImageWriter:
         page_size: bytes of a page, a power of two from 4096 to 65536.
         cluster_size: bytes that are compressed together, a power of two from 4 KiB to 2 MiB.
         level: of zstd, -7 to 22.
-        threads: that compress; None: one for each core that this process may use.
+        threads: that compress; None: one for each core that this process may use, or as many as
+            find 96 MiB to work in.
         source: what this is, for people; kept in the header.
         progress: called now and then with the bytes that are done and `total_bytes`.
         total_bytes: what will be written, for progress only.
@@ -101,10 +103,10 @@ class ImageWriter:
         self._holes: list[tuple[int, int]] = []
 
         self._job_bytes = max(_JOB_BYTES, cluster_size)
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or default_threads(level, cluster_size)
         self._room = min(2 * threads + 2, _IN_FLIGHT_BYTES // self._job_bytes)
         self._under_way: deque[Job | Run | Region] = deque()
-        self._pipeline = Pipeline(page_size, cluster_size, level, threads)
+        self._pipeline = Pipeline(page_size, cluster_size, level, min(threads, self._room))
 
         self._report: DumpReport | None = None
         self._is_open = True

@@ -408,7 +408,7 @@ def test_memory_is_bounded_on_machines_with_many_cores(path, level):
         level = int(sys.argv[2])
         with ImageWriter(sys.argv[1], cluster_size=2 << 20, level=level) as writer:
             writer.add_region("memory")
-            for _ in range(256 if level < 5 else 48):
+            for _ in range(256 if level < 5 else 16):
                 writer.write(os.urandom(1 << 20))
                 writer.write(bytes(1 << 20))
         print(peak() - before)
