@@ -12,6 +12,7 @@ The file takes its place when the writer is closed without an error, and not bef
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 import time
 import weakref
@@ -267,6 +268,7 @@ class ImageWriter:
             at += step
 
     def _gap(self, kind: int, nbytes: int) -> None:
+        nbytes = operator.index(nbytes)  # 5.0 bytes would be found out much later
         self._grow(nbytes)
         with _AbortOnError(self):
             if self._filled:

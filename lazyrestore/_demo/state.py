@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import mmap
+import os
 import random
 import signal
 import sys
@@ -189,8 +190,11 @@ def _place(buffer: mmap.mmap | array.array[Any]) -> tuple[int, int]:
 
 
 def _say(message: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(0)  # the demo has ended: nobody asks any more, and a flush would fail again
 
 
 def main() -> None:

@@ -387,3 +387,14 @@ def test_after_abort_there_is_nothing_to_close(path):
     with pytest.raises(ValueError, match="closed"):
         writer.close()
     assert not path.exists()
+
+
+def test_gaps_are_whole_numbers(path):
+    with ImageWriter(path) as writer:
+        writer.add_region("memory")
+        with pytest.raises(TypeError):
+            writer.zero(5.0)
+        with pytest.raises(TypeError):
+            writer.hole("5")
+        writer.zero(5)
+    assert writer.close().regions[0].length == 5
