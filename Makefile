@@ -3,9 +3,10 @@
 # PYTHON=...        the interpreter to make .venv with (3.11 or later)
 # PYTEST_ARGS=...   what to hand to pytest, as "-k native" or "tests/unit"
 # DEMO_ARGS=...     what to hand to the demo, as "--walk 4"
+# FUZZ_SECONDS=...  for how long to fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo core lint format native check-python check-c clean
+.PHONY: help test demo core lint format native fuzz check-python check-c clean
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -14,18 +15,20 @@ export CC
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+FUZZ_SECONDS ?= 1800
 JOBS := $(shell nproc 2>/dev/null || echo 1)
 
 venv := .venv
 bin := $(venv)/bin
 stamp := $(venv)/installed
 core := $(MAKE) --no-print-directory -C csrc -j$(JOBS)
-c_files = $(wildcard csrc/*.[ch] tests/c/*.[ch] examples/*.[ch])
+c_files = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] examples/*.[ch])
 
 help:
 	@echo "make demo     dump a live program and restore it lazily, with figures"
 	@echo "make test     the tests of the C core and of the Python package"
 	@echo "make core     build and test the C core alone, without Python"
+	@echo "make fuzz     try images that mean harm on the C core, for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make format   let ruff and clang-format write the files anew"
 	@echo "make native   build what the package needs in this tree, after a change in csrc/"
@@ -40,6 +43,10 @@ demo: $(stamp) native
 
 core: check-c
 	@$(core) test
+
+# With clang, which it installs where it may.
+fuzz: check-c
+	@tests/fuzz/run.sh $(FUZZ_SECONDS)
 
 # The library and the binding lie in lazyrestore/, where the editable install finds them.
 native: $(stamp)

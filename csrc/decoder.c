@@ -48,12 +48,29 @@ void lr_decoder_close(struct lr_decoder *decoder)
 int lr_decoder_find(struct lr_decoder *decoder, const struct lr_region_info *region,
 		    uint64_t cluster, struct lr_problem *ret_problem)
 {
+	const struct lr_image_info *info = &decoder->image->info;
 	uint32_t pages = lr_image_pages_in_cluster(decoder->image, region, cluster);
+	uint64_t begin = (cluster - region->first_cluster) * info->cluster_size;
+	uint64_t end = begin + (uint64_t)pages * info->page_size;
+	int code;
 
 	if (decoder->info.cluster == cluster)
 		return LR_OK;
-	return lr_index_find(&decoder->image->index, &decoder->cache, cluster, pages,
+	code = lr_index_find(&decoder->image->index, &decoder->cache, cluster, pages,
 			     &decoder->info, ret_problem);
+	if (code == LR_OK)
+		decoder->tail_bytes = end > region->length ? (uint32_t)(end - region->length) : 0;
+	return code;
+}
+
+/* A lazily restored page is whole: what the image says of bytes past the end of the region must not
+ * come into memory with it. */
+static void clear_tail(struct lr_decoder *decoder, size_t data_bytes)
+{
+	const struct lr_cluster_info *info = &decoder->info;
+
+	if (decoder->tail_bytes && lr_states_get(info->states, info->pages - 1) == LR_PAGE_DATA)
+		memset(decoder->data + data_bytes - decoder->tail_bytes, 0, decoder->tail_bytes);
 }
 
 int lr_decoder_decode(struct lr_decoder *decoder, struct lr_problem *ret_problem)
@@ -85,6 +102,7 @@ int lr_decoder_decode(struct lr_decoder *decoder, struct lr_problem *ret_problem
 			return lr_problem_set(ret_problem, code, 0, info->cluster,
 					      info->payload_offset);
 	}
+	clear_tail(decoder, data_bytes);
 	decoder->decoded_cluster = info->cluster;
 	decoder->clusters_decoded++;
 	return LR_OK;

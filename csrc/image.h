@@ -36,6 +36,7 @@ struct lr_decoder {
 	uint8_t *stored;             /* cluster_size bytes */
 	uint8_t *data;               /* cluster_size bytes */
 	struct lr_cluster_info info; /* of the cluster last looked up */
+	uint32_t tail_bytes;         /* of its last page, past the end of its region */
 	uint64_t decoded_cluster;    /* whose data pages `data` holds, or LR_NOWHERE */
 	uint64_t clusters_decoded;
 	uint64_t payload_bytes_read;
@@ -47,7 +48,7 @@ void lr_decoder_close(struct lr_decoder *decoder);
 int lr_decoder_find(struct lr_decoder *decoder, const struct lr_region_info *region,
 		    uint64_t cluster, struct lr_problem *ret_problem);
 /* Fill decoder->data with the data pages of the cluster found last. Checksummed before decoding;
- * nothing is decoded twice in a row. */
+ * nothing is decoded twice in a row. Past the end of the region is zero, whatever is stored. */
 int lr_decoder_decode(struct lr_decoder *decoder, struct lr_problem *ret_problem);
 
 #endif
