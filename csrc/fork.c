@@ -1,54 +1,153 @@
 /*
- * fork(): a child does not inherit the registration, and would read zeros for what the parent had
- * not loaded. So lazy regions are MADV_DONTFORK, and in a child made by fork() their addresses are
- * held by memory without access: a touch gives SIGSEGV, not zeros; and the memory object that the
- * child inherited may unmap its range without hitting something that was mapped there since.
+ * fork(): a child does not inherit the registration with userfaultfd, and would read zeros for what
+ * the parent had not loaded. So it gets a userfaultfd and a pager of its own before fork() returns
+ * in it, and what is missing there comes from the image, whatever becomes of the parent.
+ *
+ * Lazy regions are MADV_DONTFORK but for the moment of a fork(): a child that is made without these
+ * handlers finds nothing at their addresses, rather than zeros.
+ *
+ * The handler before fork() must not keep the pager from its work. fork() goes on to wait for locks
+ * of the C library, whose holders may wait for a page: fwrite() of a lazy buffer, say, with another
+ * thread in fflush(NULL). So the pager works on while the child's copy is made, and what it changes
+ * is such that a copy of it is good at any moment:
+ *  - a page is settled when it was installed, and before anything that its owner does with it later
+ *    is read; in a child that does not know of it yet, the page is there;
+ *  - pieces are edited in a table that is not in use (pieces.h);
+ *  - all that happened to the memory before the fork() is waited for (lr_target_sync).
  */
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "pieces.h"
 #include "session.h"
 
-#ifndef MAP_FIXED_NOREPLACE /* Linux 4.17 */
-#define MAP_FIXED_NOREPLACE 0x100000
-#endif
-
+/* Held from before a fork() until after it, in which no session or range comes or goes. */
 static pthread_mutex_t sessions_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct lr_session *sessions;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* Held across fork so that the child finds the lists whole. Both locks are only ever held for
- * moments. */
+static void advise(struct lr_target *target, int advice)
+{
+	struct lr_pieces *table;
+
+	lr_target_sync(target);
+	pthread_mutex_lock(&target->lock);
+	table = lr_pieces_current(target);
+	for (uint32_t i = 0; i < table->count; i++)
+		madvise((void *)(uintptr_t)table->items[i].start,
+			table->items[i].end - table->items[i].start, advice);
+	pthread_mutex_unlock(&target->lock);
+}
+
 static void before_fork(void)
 {
 	pthread_mutex_lock(&sessions_lock);
 	for (struct lr_session *session = sessions; session; session = session->next)
-		pthread_mutex_lock(&session->target.lock);
+		advise(&session->target, MADV_DOFORK);
 }
 
 static void after_fork(void)
 {
 	for (struct lr_session *session = sessions; session; session = session->next)
-		pthread_mutex_unlock(&session->target.lock);
+		advise(&session->target, MADV_DONTFORK);
 	pthread_mutex_unlock(&sessions_lock);
+}
+
+static void forbid(uint64_t start, uint64_t end)
+{
+	mprotect((void *)(uintptr_t)start, end - start, PROT_NONE);
+}
+
+/* The copy was made between two edits of the table: nothing of it may be trusted but that what may
+ * be a piece must not be touched. */
+static void forbid_all(struct lr_target *target)
+{
+	for (int i = 0; i < 2; i++)
+		for (uint32_t j = 0; j < target->tables[i].count; j++)
+			forbid(target->tables[i].items[j].start, target->tables[i].items[j].end);
+}
+
+static bool is_whole(struct lr_target *target)
+{
+	struct lr_pieces *table = lr_pieces_current(target);
+
+	return atomic_load(&table->version) == atomic_load(&table->version_after);
+}
+
+/* Without a pager: what is missing must not be zeros. */
+static void fence_all(struct lr_target *target)
+{
+	lr_uffd_close(&target->uffd);
+	for (uint32_t i = 0; i < target->image->info.region_count; i++)
+		lr_loader_fence_rest(target, &target->ranges[i]);
+}
+
+/* Register the pieces that came along; what cannot be registered must not be touched. */
+static void register_all(struct lr_target *target)
+{
+	struct lr_pieces *table = lr_pieces_current(target);
+
+	for (uint32_t i = 0; i < table->count; i++) {
+		struct lr_piece *piece = &table->items[i];
+		uint64_t bytes = piece->end - piece->start;
+
+		/* Whoever was about to unmap it does not exist here. */
+		lr_range_change(piece->range, LR_RANGE_SUSPENDED, LR_RANGE_ACTIVE);
+		if (lr_range_state(piece->range) != LR_RANGE_ACTIVE
+		    || lr_uffd_register(&target->uffd, piece->start, bytes, NULL) < 0)
+			forbid(piece->start, piece->end);
+		else
+			madvise((void *)(uintptr_t)piece->start, bytes, MADV_DONTFORK);
+	}
+}
+
+/* Make a session the child's own. Threads of the parent do not exist here, and what they held or
+ * were changing is as they left it: locks are made anew, buffers too. */
+static void rearm(struct lr_session *session)
+{
+	struct lr_target *target = &session->target;
+	struct lr_uffd parents = target->uffd;
+	int code;
+
+	pthread_mutex_init(&target->lock, NULL);
+	pthread_mutex_init(&session->feeds_lock, NULL);
+	atomic_store(&target->reading, 0);
+	lr_fill_abandon(&session->fill);
+	lr_populate_close(session);
+	lr_pager_abandon(&session->pager);
+	/* A copy of it here would keep the parent's pages missing after the parent's last one is
+	 * closed, and whoever touches them then would wait for good. */
+	close(parents.fd);
+	if (!is_whole(target)) {
+		target->uffd.fd = -1;
+		forbid_all(target);
+		return;
+	}
+	code = lr_uffd_open_like(&target->uffd, &parents, NULL);
+	if (code == LR_OK) {
+		register_all(target);
+		code = lr_pager_start(&session->pager, target, session->trace_records, NULL);
+	}
+	if (code < 0)
+		fence_all(target);
+	else
+		session->pid = getpid();
 }
 
 static void after_fork_in_child(void)
 {
-	for (struct lr_session *session = sessions; session; session = session->next) {
-		/* A copy of it here would keep the parent's pages missing after the parent's last
-		 * one is closed, and whoever touches them then would wait for good. */
-		lr_uffd_close(&session->target.uffd);
-		for (uint32_t i = 0; i < session->target.attached; i++) {
-			const struct lr_range *range = session->target.by_address[i];
+	pthread_mutex_init(&sessions_lock, NULL);
+	for (struct lr_session **at = &sessions; *at;) {
+		struct lr_session *session = *at;
 
-			mmap((void *)(uintptr_t)range->start, range->bytes, PROT_NONE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1,
-			     0);
-		}
+		rearm(session);
+		/* One that could not be made the child's own is nobody's: no child of the child may
+		 * try. */
+		if (session->pid == getpid())
+			at = &session->next;
+		else
+			*at = session->next;
 	}
-	after_fork();
-	sessions = NULL;
 }
 
 static void install_handlers(void)
@@ -73,5 +172,15 @@ void lr_fork_forget(struct lr_session *session)
 			*at = session->next;
 			break;
 		}
+	pthread_mutex_unlock(&sessions_lock);
+}
+
+void lr_fork_block(void)
+{
+	pthread_mutex_lock(&sessions_lock);
+}
+
+void lr_fork_unblock(void)
+{
 	pthread_mutex_unlock(&sessions_lock);
 }

@@ -1,9 +1,8 @@
 #include "install.h"
 
 #include <errno.h>
-#include <sched.h>
+#include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 static int64_t install_once(const struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 			    const uint8_t *from, uint64_t bytes)
@@ -29,27 +28,32 @@ static int64_t replace_fence(const struct lr_target *target, enum lr_install_kin
 	return lr_uffd_copy(&target->uffd, to, zeros, target->host_page);
 }
 
-static void pause_for_memory(void)
+/* What a request that did nothing means. */
+static int code_of(int64_t error, struct lr_installed *installed)
 {
-	struct timespec pause = {.tv_nsec = 1000000};
-
-	nanosleep(&pause, NULL);
+	/* 0 is none of the documented results: look for messages rather than ask for ever. */
+	if (error == -EAGAIN || error == 0)
+		return LR_LATER;
+	installed->os_error = (int)-error;
+	if (error == -ENOMEM)
+		return LR_ERR_NOMEM;
+	return error == -ESRCH || error == -ENOSPC ? LR_ERR_GONE : LR_ERR_SYSTEM;
 }
 
-int lr_install(const struct lr_target *target, const struct lr_range *range,
-	       enum lr_install_kind kind, bool is_demand, uint64_t to, const uint8_t *from,
-	       uint64_t bytes, uint64_t *pages, int *ret_os_error)
+int lr_install(const struct lr_target *target, enum lr_install_kind kind, uint64_t to,
+	       const uint8_t *from, uint64_t bytes, struct lr_installed *ret_installed)
 {
 	uint64_t page = target->host_page;
 	uint64_t step = bytes; /* how much to ask for at once */
 
+	memset(ret_installed, 0, sizeof(*ret_installed));
 	while (bytes > 0) {
 		int64_t done = install_once(target, kind, to, from, step < bytes ? step : bytes);
 
 		if (done == -EEXIST)
 			done = replace_fence(target, kind, to);
 		if (done > 0) {
-			*pages += (uint64_t)done / page;
+			ret_installed->pages += (uint64_t)done / page;
 			step = bytes;
 		} else if (done == -EEXIST) {
 			/* There already: who waits for it may have asked before it came. */
@@ -65,20 +69,10 @@ int lr_install(const struct lr_target *target, const struct lr_range *range,
 			 */
 			lr_uffd_wake(&target->uffd, to, page);
 			done = (int64_t)page;
-		} else if (done == -EAGAIN || done == 0) {
-			sched_yield();
-			continue;
-		} else if (done == -ENOMEM) {
-			if (!is_demand)
-				return LR_ERR_NOMEM;
-			if (lr_range_state(range) != LR_RANGE_ACTIVE)
-				return LR_ERR_CLOSED;
-			pause_for_memory();
-			continue;
 		} else {
-			*ret_os_error = (int)-done;
-			return done == -ESRCH || done == -ENOSPC ? LR_ERR_GONE : LR_ERR_SYSTEM;
+			return code_of(done, ret_installed);
 		}
+		ret_installed->bytes += (uint64_t)done;
 		to += (uint64_t)done;
 		bytes -= (uint64_t)done;
 		if (from)
@@ -87,20 +81,36 @@ int lr_install(const struct lr_target *target, const struct lr_range *range,
 	return LR_OK;
 }
 
-int lr_install_fence(const struct lr_target *target, const struct lr_range *range, uint64_t to,
+int lr_install_zeros(const struct lr_target *target, uint64_t to, uint64_t bytes,
+		     struct lr_installed *ret_installed)
+{
+	int64_t done = lr_uffd_zeropage(&target->uffd, to, bytes);
+
+	memset(ret_installed, 0, sizeof(*ret_installed));
+	if (done == -ENOENT || done == -EEXIST)
+		return lr_install(target, LR_INSTALL_ZEROPAGE, to, NULL, target->host_page,
+				  ret_installed);
+	if (done <= 0)
+		return code_of(done, ret_installed);
+	ret_installed->bytes = (uint64_t)done;
+	ret_installed->pages = (uint64_t)done / target->host_page;
+	return LR_OK;
+}
+
+int lr_install_fence(const struct lr_target *target, const struct lr_piece *piece, uint64_t to,
 		     uint64_t bytes)
 {
-	uint64_t pages = 0;
-	int os_error = 0;
+	struct lr_installed installed;
+	int code = lr_install(target, LR_INSTALL_POISON, to, NULL, bytes, &installed);
 
-	if (lr_install(target, range, LR_INSTALL_POISON, true, to, NULL, bytes, &pages, &os_error)
-	    == LR_OK)
-		return 1;
+	if (code == LR_OK || code == LR_LATER)
+		return code == LR_OK ? 1 : code;
 	/* Older kernels: take the access away, in this process's own memory. Splits the mapping; if
-	 * the kernel allows no more of those, take it from the whole range rather than let anyone
+	 * the kernel allows no more of those, take it from the whole piece rather than let anyone
 	 * read zeros. */
 	if (mprotect((void *)(uintptr_t)to, bytes, PROT_NONE) == 0
-	    || mprotect((void *)(uintptr_t)range->start, range->bytes, PROT_NONE) == 0) {
+	    || mprotect((void *)(uintptr_t)piece->start, piece->end - piece->start, PROT_NONE)
+		       == 0) {
 		lr_uffd_wake(&target->uffd, to, bytes);
 		return 2;
 	}

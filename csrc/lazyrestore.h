@@ -14,11 +14,14 @@
  * Conventions. Functions return LR_OK (0) or more, or a negative LR_ERR_* code that lr_strerror()
  * puts into words. Where a function takes `struct lr_problem *ret_problem` it may be NULL; it is
  * filled on failure only, and says where. Closing functions take NULL. Sizes and offsets are bytes,
- * times are nanoseconds, unless the name says otherwise. The library never prints, never exits,
- * never calls back, and never touches the memory that it restores.
+ * times are nanoseconds, unless the name says otherwise. The library never calls back, never
+ * touches the memory that it restores, and never prints or exits (unless LR_ON_ERROR_ABORT asks
+ * for it).
  *
  * Threads. An lr_image may be used by any number of threads at once; so may an lr_session, but for
- * open and close. An lr_reader, lr_freeze or lr_seen belongs to one thread at a time.
+ * open and close. A child of fork() has the sessions of its parent and goes on by itself (but not
+ * one of a bare clone(2): a touch of a region there gives SIGSEGV). An lr_reader, lr_freeze or
+ * lr_seen belongs to one thread at a time.
  */
 #ifndef LAZYRESTORE_H
 #define LAZYRESTORE_H
@@ -208,9 +211,16 @@ void lr_uffd_probe(struct lr_uffd_probe *ret_probe);
 
 typedef struct lr_session lr_session;
 
+enum lr_on_error {
+	LR_ON_ERROR_FENCE = 0, /* what cannot be loaded cannot be touched: SIGBUS, or SIGSEGV */
+	LR_ON_ERROR_ABORT = 1, /* a message on stderr, and abort() */
+};
+
 struct lr_session_options {
 	uint32_t privilege;     /* enum lr_privilege */
 	uint32_t trace_records; /* room for the trace, a power of two; 0: no trace */
+	uint32_t on_error;      /* enum lr_on_error */
+	uint32_t reserved;
 };
 
 #define LR_HISTOGRAM_BUCKETS 320
@@ -236,6 +246,8 @@ struct lr_session_stats {
 	uint64_t features;  /* userfaultfd features in use */
 	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY: what was had */
 	uint32_t regions_attached;
+	uint32_t fill; /* enum lr_fill_state */
+	uint32_t reserved;
 	struct lr_histogram service; /* message read to touched page installed */
 };
 
@@ -248,6 +260,13 @@ struct lr_load_error {
 	uint64_t length;
 	uint64_t cluster;
 	uint64_t file_offset;
+};
+
+enum lr_fill_state {
+	LR_FILL_NONE = 0,
+	LR_FILL_RUNNING = 1,
+	LR_FILL_COMPLETE = 2, /* all was loaded that could be */
+	LR_FILL_STOPPED = 3,  /* short of the memory's limit: the rest comes when touched */
 };
 
 enum lr_action {
@@ -289,6 +308,12 @@ int lr_session_detach(lr_session *session, uint32_t region);
  * how far it came. */
 int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, uint64_t length,
 			int64_t timeout_ns, uint64_t *ret_done, struct lr_problem *ret_problem);
+/* Load all attached regions in the background, at the lowest priority, by one thread that stops
+ * short of a memory limit. Once a session: LR_ERR_BUSY. */
+int lr_session_fill(lr_session *session);
+/* Wait for the fill. LR_OK: complete; LR_ERR_TIMEOUT; LR_ERR_NOMEM: it stopped short;
+ * LR_ERR_ARGUMENT: none was started. timeout_ns < 0: no limit. */
+int lr_session_wait(lr_session *session, int64_t timeout_ns);
 void lr_session_get_stats(lr_session *session, struct lr_session_stats *ret_stats);
 /* Copy errors from number `first` on; returns how many were copied. The first 1024 are kept. */
 uint32_t lr_session_get_errors(lr_session *session, uint64_t first,

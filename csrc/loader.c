@@ -3,24 +3,16 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "abort.h"
 #include "install.h"
 
-/* A stretch of a cluster whose units are all data, or all zeros. Offsets are in the cluster. */
-struct run {
-	bool is_data;
-	uint64_t begin;
-	uint64_t end;
-	const uint8_t *data; /* of the byte at `begin`; NULL for zeros */
-};
-
-int lr_loader_open(struct lr_loader *loader, struct lr_target *target, bool is_demand)
+int lr_loader_open(struct lr_loader *loader, struct lr_target *target)
 {
 	const struct lr_image_info *info = &target->image->info;
 	int code;
 
 	memset(loader, 0, sizeof(*loader));
 	loader->target = target;
-	loader->is_demand = is_demand;
 	if (target->host_page > info->cluster_size)
 		return LR_ERR_PAGE_SIZE;
 	code = lr_decoder_open(&loader->decoder, target->image);
@@ -57,295 +49,348 @@ void lr_loader_quiesce(struct lr_loader *loader)
 	pthread_mutex_unlock(&loader->busy);
 }
 
-/* A unit is what is installed at the least: a page of the image or of the host, whichever is
- * larger. */
-static uint64_t unit_bytes(const struct lr_loader *loader)
+/* What the loader's own decoder found last. */
+static struct lr_decoded own_decoded(const struct lr_loader *loader)
 {
-	uint32_t image_page = loader->target->image->info.page_size;
-
-	return loader->target->host_page > image_page ? loader->target->host_page : image_page;
-}
-
-static bool unit_is_data(const struct lr_loader *loader, uint64_t offset)
-{
-	uint64_t page_size = loader->target->image->info.page_size;
-	uint64_t end = offset + unit_bytes(loader);
-
-	for (; offset < end; offset += page_size) {
-		uint32_t page = (uint32_t)(offset / page_size);
-
-		if (page < loader->decoder.info.pages
-		    && lr_states_get(loader->decoder.info.states, page) == LR_PAGE_DATA)
-			return true;
-	}
-	return false;
-}
-
-/* Where the decoded bytes of a data unit are. */
-static const uint8_t *unit_data(const struct lr_loader *loader, uint64_t offset)
-{
-	uint64_t page_size = loader->target->image->info.page_size;
-	uint64_t packed = 0;
-
-	if (loader->expanded)
-		return loader->expanded + offset;
-	for (uint32_t page = 0; page < offset / page_size; page++)
-		packed += lr_states_get(loader->decoder.info.states, page) == LR_PAGE_DATA;
-	return loader->decoder.data + packed * page_size;
-}
-
-/* The longest run around `offset` (of a unit), within the cluster's `bytes`. */
-static struct run run_around(const struct lr_loader *loader, uint64_t offset, uint64_t bytes)
-{
-	uint64_t unit = unit_bytes(loader);
-	struct run run = {
-		.is_data = unit_is_data(loader, offset), .begin = offset, .end = offset + unit};
-
-	while (run.begin > 0 && unit_is_data(loader, run.begin - unit) == run.is_data)
-		run.begin -= unit;
-	while (run.end < bytes && unit_is_data(loader, run.end) == run.is_data)
-		run.end += unit;
-	if (run.end > bytes)
-		run.end = bytes;
-	if (run.is_data)
-		run.data = unit_data(loader, run.begin);
-	return run;
-}
-
-/* Where host pages are larger than the image's, lay the cluster out as it will lie in memory. */
-static void expand(struct lr_loader *loader)
-{
-	const struct lr_cluster_info *info = &loader->decoder.info;
-	uint64_t page_size = loader->target->image->info.page_size;
-	const uint8_t *packed = loader->decoder.data;
-
-	memset(loader->expanded, 0, loader->target->image->info.cluster_size);
-	for (uint32_t page = 0; page < info->pages; page++) {
-		if (lr_states_get(info->states, page) != LR_PAGE_DATA)
-			continue;
-		memcpy(loader->expanded + page * page_size, packed, page_size);
-		packed += page_size;
-	}
+	return (struct lr_decoded){
+		.info = &loader->decoder.info,
+		.data = loader->decoder.data,
+		.expanded = loader->expanded,
+		.page_size = loader->target->image->info.page_size,
+		.host_page = loader->target->host_page,
+	};
 }
 
 static int decode(struct lr_loader *loader, struct lr_problem *ret_problem)
 {
-	int code = lr_decoder_decode(&loader->decoder, ret_problem);
+	struct lr_decoder *decoder = &loader->decoder;
+	uint64_t before = decoder->clusters_decoded;
+	int code = lr_decoder_decode(decoder, ret_problem);
 
+	loader->clusters_decoded += decoder->clusters_decoded - before;
+	loader->payload_bytes_read += decoder->payload_bytes_read;
+	decoder->payload_bytes_read = 0;
 	if (code == LR_OK && loader->expanded)
-		expand(loader);
+		lr_layout_expand(&decoder->info, decoder->data,
+				 loader->target->image->info.page_size, loader->expanded,
+				 loader->target->image->info.cluster_size);
+	return code;
+}
+
+/* Bytes of a range that a cluster covers: whole host pages, so maybe past the region's end. */
+static uint64_t cluster_bytes(const struct lr_target *target, const struct lr_range *range,
+			      uint64_t cluster_begin)
+{
+	uint64_t rest = range->bytes - cluster_begin;
+
+	return rest < target->image->info.cluster_size ? rest : target->image->info.cluster_size;
+}
+
+/* What of [*begin, end) of a range is not settled, from the front: false where all is. */
+static bool next_unsettled(const struct lr_target *target, const struct lr_range *range,
+			   uint64_t *begin, uint64_t end, uint64_t *ret_stop)
+{
+	uint64_t first = lr_target_page(target, range, 0);
+	uint64_t last = lr_target_page(target, range, end);
+	uint64_t page = lr_pageset_next(&target->clusters, lr_target_page(target, range, *begin),
+					last, false);
+
+	if (page >= last)
+		return false;
+	*begin = (page - first) * target->host_page;
+	*ret_stop =
+		(lr_pageset_next(&target->clusters, page, last, true) - first) * target->host_page;
+	return true;
+}
+
+/* Cut [begin, *stop) of a range off at the end of the piece that it begins in: false where it is
+ * mapped nowhere. Moves *begin on where only a later part is. */
+static bool find_piece(struct lr_target *target, struct lr_range *range, uint64_t *begin,
+		       uint64_t *stop, struct lr_piece *ret_piece)
+{
+	uint64_t piece_stop;
+
+	if (!lr_target_find_offset(target, range, *begin, ret_piece) || ret_piece->offset >= *stop)
+		return false;
+	if (*begin < ret_piece->offset)
+		*begin = ret_piece->offset;
+	piece_stop = ret_piece->offset + (ret_piece->end - ret_piece->start);
+	if (*stop > piece_stop)
+		*stop = piece_stop;
+	return true;
+}
+
+static uint64_t address_of(const struct lr_piece *piece, uint64_t offset)
+{
+	return piece->start + (offset - piece->offset);
+}
+
+/* Install what is not settled of [begin, end) of a range: copies of what `decoded` has for a run,
+ * or zeros where it is NULL. Adds the bytes installed to *installed_bytes. */
+static int install_unsettled(struct lr_loader *loader, struct lr_range *range, uint64_t begin,
+			     uint64_t end, const struct lr_decoded *decoded,
+			     uint64_t *installed_bytes, int *ret_os_error)
+{
+	struct lr_target *target = loader->target;
+	enum lr_install_kind kind = decoded ? LR_INSTALL_COPY : LR_INSTALL_ZEROPAGE;
+	uint64_t cluster_size = target->image->info.cluster_size, stop;
+	struct lr_installed installed;
+	struct lr_piece piece;
+	int code = LR_OK;
+
+	while (code == LR_OK && next_unsettled(target, range, &begin, end, &stop)
+	       && find_piece(target, range, &begin, &stop, &piece)) {
+		const uint8_t *from =
+			decoded ? lr_layout_data(decoded, begin % cluster_size) : NULL;
+
+		code = lr_install(target, kind, address_of(&piece, begin), from, stop - begin,
+				  &installed);
+		/* Before any message is read: an owner that gives such a page up will find it
+		 * settled. */
+		lr_pageset_settle(&target->clusters, lr_target_page(target, range, begin),
+				  installed.bytes / target->host_page);
+		if (decoded)
+			loader->pages_copied += installed.pages;
+		else
+			loader->pages_zeroed += installed.pages;
+		*installed_bytes += installed.pages * target->host_page;
+		*ret_os_error = installed.os_error;
+		begin = stop;
+	}
 	return code;
 }
 
 static int install_run(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
-		       const struct run *run, uint64_t *installed_bytes,
-		       struct lr_problem *ret_problem)
+		       const struct lr_decoded *decoded, const struct lr_run *run,
+		       uint64_t *installed_bytes, struct lr_problem *ret_problem)
 {
-	enum lr_install_kind kind = run->is_data ? LR_INSTALL_COPY : LR_INSTALL_ZEROPAGE;
-	uint64_t pages = 0;
 	int os_error = 0;
-	int code = lr_install(loader->target, range, kind, loader->is_demand,
-			      range->start + cluster_begin + run->begin, run->data,
-			      run->end - run->begin, &pages, &os_error);
+	int code = install_unsettled(loader, range, cluster_begin + run->begin,
+				     cluster_begin + run->end, run->is_data ? decoded : NULL,
+				     installed_bytes, &os_error);
 
-	if (run->is_data)
-		loader->pages_copied += pages;
-	else
-		loader->pages_zeroed += pages;
-	*installed_bytes += pages * loader->target->host_page;
 	if (code < 0)
-		return lr_problem_set(ret_problem, code, os_error, loader->decoder.info.cluster,
+		return lr_problem_set(ret_problem, code, os_error, decoded->info->cluster,
 				      LR_NOWHERE);
 	return LR_OK;
 }
 
-/* Make what cannot be loaded of a cluster untouchable, and record why. Without an index entry that
- * is all of it. */
-static void fence(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
-		  uint64_t bytes, bool is_found, const struct lr_problem *problem)
+/* Note that a cluster is whole, if it is. */
+static void finish(struct lr_target *target, const struct lr_range *range, uint64_t cluster_begin)
+{
+	uint64_t begin = cluster_begin, stop;
+	uint64_t end = cluster_begin + cluster_bytes(target, range, cluster_begin);
+
+	if (!next_unsettled(target, range, &begin, end, &stop))
+		lr_pageset_put(&target->clusters,
+			       range->region.first_cluster
+				       + cluster_begin / target->image->info.cluster_size,
+			       LR_STATE_SETTLED);
+}
+
+/* Fence what is not settled of [begin, end): how it was done, or LR_LATER. */
+static int fence_unsettled(struct lr_target *target, struct lr_range *range, uint64_t begin,
+			   uint64_t end)
+{
+	struct lr_piece piece;
+	uint64_t stop;
+	int worst = -1;
+
+	while (next_unsettled(target, range, &begin, end, &stop)
+	       && find_piece(target, range, &begin, &stop, &piece)) {
+		int fenced =
+			lr_install_fence(target, &piece, address_of(&piece, begin), stop - begin);
+
+		if (fenced == LR_LATER)
+			return LR_LATER;
+		/* One that did not take counts more than those that did. */
+		worst = worst < 0 || fenced == 0 ? fenced : worst;
+		begin = stop;
+	}
+	return worst < 0 ? 1 : worst;
+}
+
+int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t cluster,
+		    const struct lr_decoded *decoded, const struct lr_problem *problem)
 {
 	struct lr_target *target = loader->target;
-	uint64_t cluster =
-		range->region.first_cluster + cluster_begin / target->image->info.cluster_size;
+	uint64_t cluster_begin =
+		(cluster - range->region.first_cluster) * target->image->info.cluster_size;
+	uint64_t bytes = cluster_bytes(target, range, cluster_begin);
 	uint64_t length = range->region.length - cluster_begin;
 	struct lr_load_error error = {
 		.region = range->number,
 		.code = problem->code,
 		.os_error = problem->os_error,
+		.fenced = 1,
 		.offset = cluster_begin,
 		.length = length < bytes ? length : bytes,
 		.cluster = cluster,
 		.file_offset = problem->file_offset,
 	};
-	bool is_first = true;
 
+	if (target->on_error == LR_ON_ERROR_ABORT)
+		lr_abort(target->image, &range->region, &error);
 	for (uint64_t offset = 0; offset < bytes;) {
-		struct run run = {.is_data = true, .begin = 0, .end = bytes};
+		struct lr_run run = {.is_data = true, .begin = 0, .end = bytes};
 
-		if (is_found)
-			run = run_around(loader, offset, bytes);
+		if (decoded)
+			run = lr_layout_run(decoded, offset, bytes);
 		if (run.is_data) {
-			int fenced = lr_install_fence(target, range,
-						      range->start + cluster_begin + run.begin,
-						      run.end - run.begin);
+			int fenced = fence_unsettled(target, range, cluster_begin + run.begin,
+						     cluster_begin + run.end);
 
-			/* One that did not take counts more than those that did. */
-			error.fenced = is_first || fenced == 0 ? fenced : error.fenced;
-			is_first = false;
+			if (fenced == LR_LATER)
+				return LR_LATER;
+			error.fenced = error.fenced ? fenced : 0;
 		}
 		offset = run.end;
 	}
 	if (lr_pageset_get(&target->clusters, cluster) != LR_STATE_FENCED)
 		lr_target_add_error(target, &error);
 	lr_pageset_put(&target->clusters, cluster, LR_STATE_FENCED);
+	return LR_OK;
 }
 
-/* Bytes of a range that a cluster covers: whole host pages, so maybe past the region's end. */
-static uint64_t cluster_bytes(const struct lr_loader *loader, const struct lr_range *range,
-			      uint64_t cluster_begin)
+void lr_loader_fence_rest(struct lr_target *target, struct lr_range *range)
 {
-	uint64_t rest = range->bytes - cluster_begin;
-	uint64_t cluster_size = loader->target->image->info.cluster_size;
+	struct timespec pause = {.tv_nsec = 100000};
 
-	return rest < cluster_size ? rest : cluster_size;
+	while (fence_unsettled(target, range, 0, range->bytes) == LR_LATER)
+		nanosleep(&pause, NULL);
 }
 
-/* True where a failed load must end in a fence: the range is still served, its address space still
- * there, and trying again later would not help. */
+/* Failures after which trying again later may help, or nobody is left who waits. */
 static bool must_fence(int code)
 {
-	return code != LR_ERR_CLOSED && code != LR_ERR_GONE && code != LR_ERR_NOMEM;
+	return code != LR_LATER && code != LR_ERR_NOMEM && code != LR_ERR_GONE;
+}
+
+/* Zeros for a settled page that is missing: its owner gave it up. Or it is there by now. */
+static int give_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
+		      uint64_t end, struct lr_outcome *outcome)
+{
+	struct lr_target *target = loader->target;
+	uint64_t first = lr_target_page(target, range, 0), stop;
+	struct lr_installed installed;
+	struct lr_piece piece;
+	int code;
+
+	stop = lr_pageset_next(&target->clusters, lr_target_page(target, range, offset),
+			       lr_target_page(target, range, end), false);
+	stop = (stop - first) * target->host_page;
+	outcome->action = LR_ACTION_WAKE;
+	if (!find_piece(target, range, &offset, &stop, &piece))
+		return LR_OK;
+	code = lr_install_zeros(target, address_of(&piece, offset), stop - offset, &installed);
+	if (installed.pages)
+		outcome->action = LR_ACTION_ZEROPAGE;
+	outcome->bytes = installed.pages * target->host_page;
+	loader->pages_zeroed += installed.pages;
+	return code;
 }
 
 /* Install the touched run, then the others of its cluster. */
 static int install_around(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
-			  uint64_t bytes, const struct run *touched, struct lr_outcome *outcome,
+			  uint64_t bytes, const struct lr_run *touched, struct lr_outcome *outcome,
 			  struct lr_problem *problem)
 {
-	struct lr_pageset *clusters = &loader->target->clusters;
-	uint64_t cluster = loader->decoder.info.cluster;
-	int code = install_run(loader, range, cluster_begin, touched, &outcome->bytes, problem);
+	struct lr_decoded decoded = own_decoded(loader);
+	int code = install_run(loader, range, cluster_begin, &decoded, touched, &outcome->bytes,
+			       problem);
 
 	outcome->touched_ns = lr_clock_ns();
 	/* A zero page does not bring its cluster's data: that is decoded when it is touched itself.
 	 */
-	if (code < 0 || (!touched->is_data && loader->decoder.info.data_pages > 0))
+	if (code < 0 || (!touched->is_data && decoded.info->data_pages > 0))
 		return code;
-	/* A second message for a cluster that is there, from another thread: its page is dealt
-	 * with. */
-	if (lr_pageset_get(clusters, cluster) == LR_STATE_PRESENT)
-		return code;
-	for (uint64_t offset = 0; offset < bytes;) {
-		struct run run = run_around(loader, offset, bytes);
+	for (uint64_t offset = 0; offset < bytes && code == LR_OK;) {
+		struct lr_run run = lr_layout_run(&decoded, offset, bytes);
 
-		if (run.begin != touched->begin) {
-			code = install_run(loader, range, cluster_begin, &run, &outcome->bytes,
-					   problem);
-			if (code < 0)
-				return code;
-		}
+		if (run.begin != touched->begin)
+			code = install_run(loader, range, cluster_begin, &decoded, &run,
+					   &outcome->bytes, problem);
 		offset = run.end;
 	}
-	lr_pageset_put(clusters, cluster, LR_STATE_PRESENT);
-	return LR_OK;
-}
-
-void lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
-		     struct lr_outcome *ret_outcome)
-{
-	uint64_t cluster_size = loader->target->image->info.cluster_size;
-	uint64_t cluster = range->region.first_cluster + offset / cluster_size;
-	uint64_t cluster_begin = offset - offset % cluster_size;
-	uint64_t bytes = cluster_bytes(loader, range, cluster_begin);
-	struct lr_problem problem = {0};
-	struct run touched = {0};
-	int code = lr_decoder_find(&loader->decoder, &range->region, cluster, &problem);
-	bool is_found = code == LR_OK;
-
-	*ret_outcome = (struct lr_outcome){.action = LR_ACTION_FENCE};
-	if (is_found) {
-		uint64_t unit = unit_bytes(loader);
-
-		touched = run_around(loader, (offset - cluster_begin) / unit * unit, bytes);
-		if (touched.is_data)
-			code = decode(loader, &problem);
-		if (code == LR_OK) {
-			ret_outcome->action = touched.is_data ? LR_ACTION_COPY : LR_ACTION_ZEROPAGE;
-			code = install_around(loader, range, cluster_begin, bytes, &touched,
-					      ret_outcome, &problem);
-			if (code == LR_OK && ret_outcome->bytes == 0)
-				ret_outcome->action = LR_ACTION_WAKE;
-		}
-	}
-	if (code < 0 && must_fence(code)) {
-		ret_outcome->action = LR_ACTION_FENCE;
-		fence(loader, range, cluster_begin, bytes, is_found, &problem);
-	}
-	if (!ret_outcome->touched_ns)
-		ret_outcome->touched_ns = lr_clock_ns();
-}
-
-/* Many clusters of zeros from one index entry: one request, and their states. */
-static int load_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
-		      uint64_t max_clusters, uint64_t *ret_run, struct lr_problem *ret_problem)
-{
-	const struct lr_cluster_info *info = &loader->decoder.info;
-	uint64_t cluster_size = loader->target->image->info.cluster_size;
-	uint64_t last = range->region.first_cluster + range->region.cluster_count;
-	uint64_t count = last - info->cluster;
-	struct run run = {.is_data = false};
-	uint64_t installed_bytes = 0;
-	int code;
-
-	if (count > info->run)
-		count = info->run;
-	if (count > max_clusters)
-		count = max_clusters;
-	run.end = count * cluster_size;
-	if (run.end > range->bytes - cluster_begin)
-		run.end = range->bytes - cluster_begin;
-	code = install_run(loader, range, cluster_begin, &run, &installed_bytes, ret_problem);
-	if (code == LR_OK)
-		for (uint64_t i = 0; i < count; i++)
-			lr_pageset_put(&loader->target->clusters, info->cluster + i,
-				       LR_STATE_PRESENT);
-	*ret_run = count;
 	return code;
 }
 
-int lr_loader_load(struct lr_loader *loader, struct lr_range *range, uint64_t cluster,
-		   uint64_t max_clusters, uint64_t *ret_run, struct lr_problem *ret_problem)
+/* Bring the page's run and its cluster from the image. */
+static int bring(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
+		 uint64_t offset, struct lr_outcome *outcome)
 {
-	uint64_t cluster_begin =
-		(cluster - range->region.first_cluster) * loader->target->image->info.cluster_size;
-	uint64_t bytes = cluster_bytes(loader, range, cluster_begin);
-	struct lr_outcome outcome = {0};
+	uint64_t cluster = range->region.first_cluster
+			   + cluster_begin / loader->target->image->info.cluster_size;
+	uint64_t bytes = cluster_bytes(loader->target, range, cluster_begin);
 	struct lr_problem problem = {0};
-	bool is_found;
+	int code = lr_decoder_find(&loader->decoder, &range->region, cluster, &problem);
+	struct lr_decoded decoded = own_decoded(loader);
+	bool is_found = code == LR_OK;
+	struct lr_run touched;
+
+	if (is_found) {
+		touched = lr_layout_run(&decoded, offset - cluster_begin, bytes);
+		outcome->action = touched.is_data ? LR_ACTION_COPY : LR_ACTION_ZEROPAGE;
+		if (touched.is_data)
+			code = decode(loader, &problem);
+		if (code == LR_OK)
+			code = install_around(loader, range, cluster_begin, bytes, &touched,
+					      outcome, &problem);
+	}
+	if (code < 0 && must_fence(code)) {
+		outcome->action = LR_ACTION_FENCE;
+		return lr_loader_fence(loader, range, cluster, is_found ? &decoded : NULL,
+				       &problem);
+	}
+	finish(loader->target, range, cluster_begin);
+	return code;
+}
+
+int lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
+		    struct lr_outcome *ret_outcome)
+{
+	struct lr_target *target = loader->target;
+	uint64_t cluster_begin = offset - offset % target->image->info.cluster_size;
+	uint64_t end = cluster_begin + cluster_bytes(target, range, cluster_begin);
 	int code;
 
-	*ret_run = 1;
-	if (lr_pageset_get(&loader->target->clusters, cluster) == LR_STATE_PRESENT)
-		return LR_OK;
-	code = lr_decoder_find(&loader->decoder, &range->region, cluster, &problem);
-	is_found = code == LR_OK;
-	if (is_found && loader->decoder.info.data_pages == 0) {
-		code = load_zeros(loader, range, cluster_begin, max_clusters, ret_run, &problem);
-	} else if (is_found) {
-		code = decode(loader, &problem);
-		for (uint64_t offset = 0; code == LR_OK && offset < bytes;) {
-			struct run run = run_around(loader, offset, bytes);
+	memset(ret_outcome, 0, sizeof(*ret_outcome));
+	if (lr_pageset_is_settled(&target->clusters, lr_target_page(target, range, offset)))
+		code = give_zeros(loader, range, offset, end, ret_outcome);
+	else
+		code = bring(loader, range, cluster_begin, offset, ret_outcome);
+	if (!ret_outcome->touched_ns)
+		ret_outcome->touched_ns = lr_clock_ns();
+	/* The address space is gone, or will be: nobody waits. */
+	return code == LR_ERR_GONE || code == LR_ERR_SYSTEM ? LR_OK : code;
+}
 
-			code = install_run(loader, range, cluster_begin, &run, &outcome.bytes,
-					   &problem);
-			offset = run.end;
-		}
-		if (code == LR_OK)
-			lr_pageset_put(&loader->target->clusters, cluster, LR_STATE_PRESENT);
+int lr_loader_install(struct lr_loader *loader, struct lr_range *range,
+		      const struct lr_decoded *decoded, uint64_t clusters,
+		      struct lr_problem *ret_problem)
+{
+	struct lr_target *target = loader->target;
+	uint64_t cluster_size = target->image->info.cluster_size, installed_bytes = 0;
+	uint64_t begin = (decoded->info->cluster - range->region.first_cluster) * cluster_size;
+	uint64_t end = begin + clusters * cluster_size;
+	int code = LR_OK;
+
+	if (end > range->bytes)
+		end = range->bytes;
+	for (uint64_t offset = 0; offset < end - begin && code == LR_OK;) {
+		struct lr_run run = {.begin = 0, .end = end - begin};
+
+		if (decoded->info->data_pages > 0)
+			run = lr_layout_run(decoded, offset, end - begin);
+		code = install_run(loader, range, begin, decoded, &run, &installed_bytes,
+				   ret_problem);
+		offset = run.end;
 	}
-	if (code < 0 && must_fence(code))
-		fence(loader, range, cluster_begin, bytes, is_found, &problem);
-	if (code < 0 && ret_problem)
-		*ret_problem = problem;
+	if (code < 0 && must_fence(code)
+	    && lr_loader_fence(loader, range, decoded->info->cluster, decoded, ret_problem)
+		       == LR_LATER)
+		return LR_LATER;
+	for (uint64_t offset = begin; code == LR_OK && offset < end; offset += cluster_size)
+		finish(target, range, offset);
 	return code;
 }

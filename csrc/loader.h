@@ -2,31 +2,35 @@
  * "Make this cluster resident in this target": the only place that installs pages, for faults and
  * for loads ahead of them alike. Floor 4.
  *
- * Each thread that loads has a struct lr_loader of its own: buffers, decoder, counters, and a lock
- * that it holds while it installs. The fault path allocates nothing and takes no lock but its own
- * loader's and, for moments, the target's.
+ * One thread installs a target's pages (pager.h). So between its look at a page's state and the
+ * page nothing can come: what an owner gives up, moves or unmaps is known only when that thread has
+ * read of it, and until then the kernel refuses every page. Others decode (feed.h).
+ *
+ * The fault path allocates nothing and takes no lock but `busy` and, for moments, the target's.
  */
 #ifndef LR_LOADER_H
 #define LR_LOADER_H
 
+#include "layout.h"
 #include "stats.h"
 #include "target.h"
 
 struct lr_loader {
 	struct lr_target *target;
-	struct lr_decoder decoder;
+	struct lr_decoder decoder; /* for faults */
+	uint8_t *expanded;         /* where host pages are larger than the image's */
+	/* Held while it installs. The fields below change under it, so that whoever was woken by a
+	 * page sees it counted. */
 	pthread_mutex_t busy;
-	uint8_t *expanded; /* only where host pages are larger than the image's: a cluster as it
-			      will lie */
-	bool is_demand;    /* somebody waits for what it loads */
 	uint64_t faults;
 	uint64_t pages_copied; /* of the host */
 	uint64_t pages_zeroed;
+	uint64_t clusters_decoded;
+	uint64_t payload_bytes_read;
 	struct lr_histogram service;
 };
 
-/* `is_demand`: it serves faults, and never gives up for want of memory. */
-int lr_loader_open(struct lr_loader *loader, struct lr_target *target, bool is_demand);
+int lr_loader_open(struct lr_loader *loader, struct lr_target *target);
 void lr_loader_close(struct lr_loader *loader);
 
 /* What a load did for the page that was touched. */
@@ -38,16 +42,25 @@ struct lr_outcome {
 
 /* Serve a fault at `offset` (in the range; a whole host page): the page's own run first, then the
  * rest of its cluster. A cluster that cannot be loaded is fenced and recorded. Call with `busy`
- * held and the range active. */
-void lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
-		     struct lr_outcome *ret_outcome);
+ * held and the range active. LR_OK, or what to try it again after: LR_LATER (install.h: messages
+ * are to be read), LR_ERR_NOMEM. */
+int lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
+		    struct lr_outcome *ret_outcome);
 
-/* Load all of a cluster, zero pages too; *ret_run is how many clusters from it on are done now.
- * Same conditions. */
-int lr_loader_load(struct lr_loader *loader, struct lr_range *range, uint64_t cluster,
-		   uint64_t max_clusters, uint64_t *ret_run, struct lr_problem *ret_problem);
+/* Install all that is missing of a cluster that was decoded elsewhere, and of the clusters - 1
+ * zero ones behind it. Same conditions; LR_LATER, or a failure. */
+int lr_loader_install(struct lr_loader *loader, struct lr_range *range,
+		      const struct lr_decoded *decoded, uint64_t clusters,
+		      struct lr_problem *ret_problem);
+/* Fence a cluster that could not be decoded elsewhere: `decoded` is NULL where not even the index
+ * has it. Same conditions; LR_OK or LR_LATER. */
+int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t cluster,
+		    const struct lr_decoded *decoded, const struct lr_problem *problem);
 
-/* Wait until this loader installs nothing that it decided on before the call. */
+/* Fence every page of a range that is not settled, for good: its userfaultfd goes. */
+void lr_loader_fence_rest(struct lr_target *target, struct lr_range *range);
+
+/* Wait until nothing is installed that was decided on before the call. */
 void lr_loader_quiesce(struct lr_loader *loader);
 
 #endif

@@ -1,24 +1,30 @@
 #include "pager.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-#define STACK_BYTES (256u << 10)
+#include "install.h"
 
-static void trace_fault(struct lr_pager *pager, const struct lr_range *range,
-			const struct lr_uffd_fault *fault, const struct lr_outcome *outcome,
-			uint64_t read_ns)
+#define STACK_BYTES (256u << 10)
+/* How long to wait for memory, or for a message that is about to come. */
+#define RETRY_MS 1
+
+static void trace_fault(struct lr_pager *pager, const struct lr_waiting *fault,
+			const struct lr_range *range, uint64_t offset,
+			const struct lr_outcome *outcome)
 {
-	uint64_t page = fault->address & ~(uint64_t)(pager->target->host_page - 1);
-	uint64_t latency_ns = outcome->touched_ns - read_ns;
+	uint64_t latency_ns = outcome->touched_ns - fault->read_ns;
 	struct lr_trace_record record = {
-		.time_ns = read_ns,
+		.time_ns = fault->read_ns,
 		.address = fault->address,
-		.offset = page - range->start,
+		.offset = offset,
 		.bytes = outcome->bytes,
 		.latency_ns = (uint32_t)(latency_ns < UINT32_MAX ? latency_ns : UINT32_MAX),
 		.thread = fault->thread,
@@ -30,54 +36,253 @@ static void trace_fault(struct lr_pager *pager, const struct lr_range *range,
 	lr_trace_put(&pager->trace, &record);
 }
 
-static void serve(struct lr_pager *pager, const struct lr_uffd_fault *fault, uint64_t read_ns)
+/* True where memory that lies here was said to be unmapped, or is not known where it is. */
+static bool is_lost(const struct lr_target *target, uint64_t page)
+{
+	if (target->is_lost)
+		return true;
+	for (uint32_t i = 0; i < target->image->info.region_count; i++) {
+		const struct lr_range *range = &target->ranges[i];
+
+		if (lr_range_state(range) == LR_RANGE_GONE && page >= range->start
+		    && page < range->start + range->bytes)
+			return true;
+	}
+	return false;
+}
+
+/* Registered memory that is no region's: its owner made a mapping longer, or left an old place
+ * mapped when he moved it. That is zeros, as it would be for any memory. But a region that was
+ * detached and is touched all the same gets no zeros. */
+static int serve_elsewhere(struct lr_pager *pager, uint64_t page)
 {
 	struct lr_target *target = pager->target;
-	uint64_t page = fault->address & ~(uint64_t)(target->host_page - 1);
-	struct lr_range *range = lr_target_find(target, page);
-	struct lr_outcome outcome;
+	struct lr_piece piece = {.start = page, .end = page + target->host_page};
+	struct lr_installed installed;
+	int code;
 
-	if (!range) {
-		/* Detached since: its memory is gone, and whoever touched it must look again. */
-		lr_uffd_wake(&target->uffd, page, target->host_page);
+	if (!is_lost(target, page))
+		return lr_install_zeros(target, page, target->host_page, &installed);
+	code = lr_install_fence(target, &piece, page, target->host_page);
+	return code < 0 ? code : LR_OK;
+}
+
+/* LR_OK when it is done with; LR_LATER or LR_ERR_NOMEM when it is to be tried again. */
+static int serve(struct lr_pager *pager, struct lr_waiting *fault)
+{
+	uint64_t page = fault->address & ~(uint64_t)(pager->target->host_page - 1);
+	struct lr_loader *loader = &pager->loader;
+	struct lr_outcome outcome;
+	struct lr_piece piece;
+	int code = LR_OK;
+
+	pthread_mutex_lock(&loader->busy);
+	if (!lr_target_find(pager->target, page, &piece)) {
+		code = serve_elsewhere(pager, page);
+	} else if (lr_range_state(piece.range) == LR_RANGE_ACTIVE) {
+		uint64_t offset = piece.offset + (page - piece.start);
+
+		loader->faults += !fault->is_counted;
+		fault->is_counted = true;
+		code = lr_loader_fault(loader, piece.range, offset, &outcome);
+		if (code == LR_OK) {
+			lr_histogram_add(&loader->service, outcome.touched_ns - fault->read_ns);
+			trace_fault(pager, fault, piece.range, offset, &outcome);
+		}
+	}
+	/* Else it is suspended, or being attached: who makes it active or gone wakes all. */
+	pthread_mutex_unlock(&loader->busy);
+	return code == LR_LATER || code == LR_ERR_NOMEM ? code : LR_OK;
+}
+
+/* Serve what waits, until one cannot be. */
+static int serve_waiting(struct lr_pager *pager)
+{
+	uint32_t done = 0;
+	int code = LR_OK;
+
+	while (done < pager->waiting_count && code == LR_OK) {
+		code = serve(pager, &pager->waiting[done]);
+		done += code == LR_OK;
+	}
+	pager->waiting_count -= done;
+	memmove(pager->waiting, pager->waiting + done,
+		pager->waiting_count * sizeof(pager->waiting[0]));
+	if (pager->waiting_count == 0 && pager->dropped_low < pager->dropped_high) {
+		/* Whoever still waits there asks again. */
+		lr_uffd_wake(&pager->target->uffd, pager->dropped_low,
+			     pager->dropped_high - pager->dropped_low);
+		pager->dropped_low = UINT64_MAX;
+		pager->dropped_high = 0;
+	}
+	return code;
+}
+
+static void keep(struct lr_pager *pager, const struct lr_uffd_message *fault, uint64_t read_ns)
+{
+	uint64_t page = fault->start & ~(uint64_t)(pager->target->host_page - 1);
+
+	if (pager->waiting_count == LR_WAITING_MAX) {
+		if (page < pager->dropped_low)
+			pager->dropped_low = page;
+		if (page + pager->target->host_page > pager->dropped_high)
+			pager->dropped_high = page + pager->target->host_page;
 		return;
 	}
-	pthread_mutex_lock(&pager->loader.busy);
-	/* Suspended: the owner unmaps the range or resumes it, and wakes all who wait in either
-	 * case. */
-	if (lr_range_state(range) == LR_RANGE_ACTIVE) {
-		pager->loader.faults++;
-		lr_loader_fault(&pager->loader, range, page - range->start, &outcome);
-		lr_histogram_add(&pager->loader.service, outcome.touched_ns - read_ns);
-		trace_fault(pager, range, fault, &outcome, read_ns);
+	pager->waiting[pager->waiting_count++] = (struct lr_waiting){
+		.address = fault->start,
+		.read_ns = read_ns,
+		.thread = fault->thread,
+		.is_write = fault->is_write,
+	};
+}
+
+static void apply(struct lr_target *target, const struct lr_uffd_message *message)
+{
+	lr_target_apply(target, message);
+	/* Whoever waited there for a page waits for good, unless he looks again. */
+	if (message->kind != LR_UFFD_REMOVE)
+		lr_uffd_wake(&target->uffd, message->start, message->end - message->start);
+}
+
+/* Read all messages there are: what they say of the memory is done at once, faults are kept.
+ * Returns how many were read. */
+static int read_messages(struct lr_pager *pager)
+{
+	struct lr_target *target = pager->target;
+	struct lr_uffd_message messages[LR_UFFD_MESSAGES_MAX];
+	int count, total = 0;
+
+	do {
+		uint64_t read_ns;
+
+		/* Odd: whoever gave memory up goes on from the read, and must not get ahead of what
+		 * is noted of it here. */
+		atomic_fetch_add(&target->reading, 1);
+		count = lr_uffd_read(&target->uffd, messages, LR_UFFD_MESSAGES_MAX);
+		for (int i = 0; i < count; i++)
+			if (messages[i].kind != LR_UFFD_FAULT)
+				apply(target, &messages[i]);
+		atomic_fetch_add(&target->reading, 1);
+		read_ns = count > 0 ? lr_clock_ns() : 0;
+		for (int i = 0; i < count; i++)
+			if (messages[i].kind == LR_UFFD_FAULT)
+				keep(pager, &messages[i], read_ns);
+		total += count > 0 ? count : 0;
+	} while (count == LR_UFFD_MESSAGES_MAX);
+	return total;
+}
+
+static void end_job(struct lr_pager *pager, struct lr_job *job, int code)
+{
+	pager->jobs = job->next;
+	job->code = code;
+	if (code < 0)
+		job->problem.code = code;
+	/* Release: partner of the acquire in lr_job_wait. The job is its maker's from here on. */
+	atomic_store_explicit(&job->is_done, 1, memory_order_release);
+	syscall(SYS_futex, &job->is_done, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+/* Do the oldest job; LR_LATER leaves it. */
+static int do_job(struct lr_pager *pager)
+{
+	struct lr_job *job = pager->jobs;
+	struct lr_loader *loader = &pager->loader;
+	int code = job->code;
+
+	pthread_mutex_lock(&loader->busy);
+	loader->clusters_decoded += job->clusters_decoded;
+	loader->payload_bytes_read += job->payload_bytes_read;
+	job->clusters_decoded = job->payload_bytes_read = 0;
+	if (lr_range_state(job->range) != LR_RANGE_ACTIVE)
+		code = lr_problem_set(&job->problem, LR_ERR_CLOSED, 0, job->cluster, LR_NOWHERE);
+	else if (code == LR_OK)
+		code = lr_loader_install(loader, job->range, &job->decoded, job->clusters,
+					 &job->problem);
+	else if (lr_loader_fence(loader, job->range, job->cluster,
+				 job->decoded.info ? &job->decoded : NULL, &job->problem)
+		 == LR_LATER)
+		code = LR_LATER;
+	pthread_mutex_unlock(&loader->busy);
+	if (code != LR_LATER)
+		end_job(pager, job, code);
+	return code;
+}
+
+/* The inbox has the newest first. */
+static void take_jobs(struct lr_pager *pager)
+{
+	/* Acquire: partner of the release in lr_pager_submit. */
+	struct lr_job *job = atomic_exchange_explicit(&pager->inbox, NULL, memory_order_acquire);
+	struct lr_job *ordered = NULL, **end = &pager->jobs;
+
+	while (job) {
+		struct lr_job *next = job->next;
+
+		job->next = ordered;
+		ordered = job;
+		job = next;
 	}
-	pthread_mutex_unlock(&pager->loader.busy);
+	while (*end)
+		end = &(*end)->next;
+	*end = ordered;
 }
 
 static void *run(void *argument)
 {
 	struct lr_pager *pager = argument;
-	struct lr_uffd_fault faults[LR_UFFD_FAULTS_MAX];
 	struct pollfd waits[2] = {
 		{.fd = pager->target->uffd.fd, .events = POLLIN},
-		{.fd = pager->stop_fd, .events = POLLIN},
+		{.fd = pager->event_fd, .events = POLLIN},
 	};
+	uint64_t count;
 
-	for (;;) {
-		int count = lr_uffd_read(&pager->target->uffd, faults, LR_UFFD_FAULTS_MAX);
-		uint64_t read_ns = count > 0 ? lr_clock_ns() : 0;
+	/* Looked at even while faults keep coming: a thread that touches a region which was
+	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
+	 * the eventfd brings it here. */
+	while (!atomic_load_explicit(&pager->is_stopping, memory_order_relaxed)) {
+		int read_count = read_messages(pager);
+		int code = serve_waiting(pager);
 
-		for (int i = 0; i < count; i++)
-			serve(pager, &faults[i], read_ns);
-		/* Looked at even while faults keep coming: a thread that touches a region which was
-		 * detached but left mapped asks again and again. Relaxed: nothing else is read by
-		 * it, and the eventfd brings it here. */
-		if (atomic_load_explicit(&pager->is_stopping, memory_order_relaxed))
-			return NULL;
-		if (count > 0)
+		take_jobs(pager);
+		if (pager->jobs && code != LR_LATER)
+			code = do_job(pager);
+		if (read_count > 0 || (code != LR_LATER && pager->jobs))
 			continue;
-		poll(waits, 2, -1);
+		if (poll(waits, 2, pager->waiting_count || pager->jobs ? RETRY_MS : -1) > 0
+		    && waits[1].revents && read(pager->event_fd, &count, sizeof(count)) < 0)
+			continue; /* somebody else's number: there are jobs, or none */
 	}
+	return NULL;
+}
+
+static void ring(struct lr_pager *pager)
+{
+	uint64_t one = 1;
+
+	while (write(pager->event_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		continue;
+}
+
+void lr_pager_submit(struct lr_pager *pager, struct lr_job *job)
+{
+	struct lr_job *newest = atomic_load_explicit(&pager->inbox, memory_order_relaxed);
+
+	do
+		job->next = newest;
+	while (!atomic_compare_exchange_weak_explicit(&pager->inbox, &newest, job,
+						      memory_order_release, memory_order_relaxed));
+	/* Where there was one already, it rang. */
+	if (!newest)
+		ring(pager);
+}
+
+int lr_job_wait(struct lr_job *job)
+{
+	while (!atomic_load_explicit(&job->is_done, memory_order_acquire))
+		syscall(SYS_futex, &job->is_done, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+	return job->code;
 }
 
 static int start_thread(struct lr_pager *pager)
@@ -109,12 +314,13 @@ int lr_pager_start(struct lr_pager *pager, struct lr_target *target, uint32_t tr
 	memset(pager, 0, sizeof(*pager));
 	pager->target = target;
 	pager->trace.event_fd = -1;
-	pager->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (pager->stop_fd < 0)
+	pager->dropped_low = UINT64_MAX;
+	pager->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (pager->event_fd < 0)
 		return lr_problem_from_errno(ret_problem, errno);
 	code = lr_trace_open(&pager->trace, trace_records);
 	if (code == LR_OK)
-		code = lr_loader_open(&pager->loader, target, true);
+		code = lr_loader_open(&pager->loader, target);
 	if (code == LR_OK)
 		code = start_thread(pager);
 	if (code < 0) {
@@ -124,20 +330,22 @@ int lr_pager_start(struct lr_pager *pager, struct lr_target *target, uint32_t tr
 	return LR_OK;
 }
 
-void lr_pager_stop(struct lr_pager *pager)
+void lr_pager_abandon(struct lr_pager *pager)
 {
-	uint64_t one = 1;
-
-	if (pager->is_running) {
-		atomic_store_explicit(&pager->is_stopping, true, memory_order_relaxed);
-		while (write(pager->stop_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-			continue;
-		pthread_join(pager->thread, NULL);
-		pager->is_running = false;
-	}
-	if (pager->stop_fd >= 0)
-		close(pager->stop_fd);
-	pager->stop_fd = -1;
+	pager->is_running = false;
+	if (pager->event_fd >= 0)
+		close(pager->event_fd);
+	pager->event_fd = -1;
 	lr_loader_close(&pager->loader);
 	lr_trace_close(&pager->trace);
+}
+
+void lr_pager_stop(struct lr_pager *pager)
+{
+	if (pager->is_running) {
+		atomic_store_explicit(&pager->is_stopping, true, memory_order_relaxed);
+		ring(pager);
+		pthread_join(pager->thread, NULL);
+	}
+	lr_pager_abandon(pager);
 }

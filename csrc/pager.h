@@ -1,8 +1,11 @@
 /*
- * The thread that serves a target's faults. Floor 5. Once started it ends only by lr_pager_stop: a
- * handler that dies while pages are missing would leave every toucher waiting for good. It blocks
- * all signals, allocates nothing, and needs no lock that is held while a page is loaded but its own
- * loader's.
+ * The thread that serves a target: the only one that reads its messages and installs its pages.
+ * Floor 5. Once started it ends only by lr_pager_stop: a handler that dies while pages are missing
+ * would leave every toucher waiting for good. It blocks all signals, allocates nothing, and waits
+ * for no lock that is held while a page is loaded.
+ *
+ * Faults come before jobs, which are clusters that other threads decoded: between any two it looks
+ * for messages.
  */
 #ifndef LR_PAGER_H
 #define LR_PAGER_H
@@ -10,19 +13,57 @@
 #include "loader.h"
 #include "trace.h"
 
+/* A cluster, or a run of zero ones, to be put in place. */
+struct lr_job {
+	struct lr_job *next;
+	struct lr_range *range;
+	uint64_t cluster;
+	uint64_t clusters;
+	struct lr_decoded decoded; /* its `info` is NULL where the index does not have it */
+	uint64_t clusters_decoded; /* to be counted */
+	uint64_t payload_bytes_read;
+	int code; /* of decoding it; when done, of all */
+	struct lr_problem problem;
+	_Atomic uint32_t is_done;
+};
+
+/* A fault that was read and is not served yet. */
+struct lr_waiting {
+	uint64_t address;
+	uint64_t read_ns;
+	uint32_t thread;
+	bool is_write;
+	bool is_counted;
+};
+
+#define LR_WAITING_MAX 256u
+
 struct lr_pager {
 	struct lr_target *target;
 	struct lr_loader loader;
 	struct lr_trace trace;
 	pthread_t thread;
 	bool is_running;
-	_Atomic bool is_stopping; /* set before stop_fd is written */
-	int stop_fd;
+	_Atomic bool is_stopping; /* set before event_fd is written */
+	int event_fd;             /* there is a job, or it is to stop */
+	_Atomic(struct lr_job *) inbox;
+	struct lr_job *jobs; /* taken from the inbox, in order */
+	uint32_t waiting_count;
+	/* Where faults were read and dropped, because there was no room: to be asked for again. */
+	uint64_t dropped_low;
+	uint64_t dropped_high;
+	struct lr_waiting waiting[LR_WAITING_MAX];
 };
 
 int lr_pager_start(struct lr_pager *pager, struct lr_target *target, uint32_t trace_records,
 		   struct lr_problem *ret_problem);
 /* Ends the thread, whatever it waits for, and frees what it had. */
 void lr_pager_stop(struct lr_pager *pager);
+/* In a forked child, where the thread does not exist: free what it had here. */
+void lr_pager_abandon(struct lr_pager *pager);
+
+/* Have a job done, and wait for that: its code. */
+void lr_pager_submit(struct lr_pager *pager, struct lr_job *job);
+int lr_job_wait(struct lr_job *job);
 
 #endif

@@ -1,25 +1,104 @@
 #include "pageset.h"
 
+#include <string.h>
 #include <sys/mman.h>
 
-int lr_pageset_open(struct lr_pageset *set, uint64_t clusters)
+/* Zeros that cost nothing until they are written; one touched state must not cost a huge page. */
+static void *reserve(uint64_t bytes)
 {
-	void *states = mmap(NULL, clusters ? clusters : 1, PROT_READ | PROT_WRITE,
+	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	set->states = NULL;
+	if (memory == MAP_FAILED)
+		return NULL;
+	madvise(memory, bytes, MADV_NOHUGEPAGE);
+	return memory;
+}
+
+static uint64_t states_bytes(const struct lr_pageset *set)
+{
+	return set->clusters ? set->clusters : 1;
+}
+
+static uint64_t settled_bytes(const struct lr_pageset *set)
+{
+	return (set->clusters * set->pages_per_cluster / 64 + 1) * 8;
+}
+
+int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint32_t pages_per_cluster)
+{
+	memset(set, 0, sizeof(*set));
 	set->clusters = clusters;
-	if (states == MAP_FAILED)
-		return LR_ERR_NOMEM;
-	/* One touched state must not cost a huge page. */
-	madvise(states, clusters ? clusters : 1, MADV_NOHUGEPAGE);
-	set->states = states;
-	return LR_OK;
+	set->pages_per_cluster = pages_per_cluster ? pages_per_cluster : 1;
+	set->states = reserve(states_bytes(set));
+	set->settled = reserve(settled_bytes(set));
+	if (set->states && set->settled)
+		return LR_OK;
+	lr_pageset_close(set);
+	return LR_ERR_NOMEM;
 }
 
 void lr_pageset_close(struct lr_pageset *set)
 {
 	if (set->states)
-		munmap((void *)set->states, set->clusters ? set->clusters : 1);
+		munmap((void *)set->states, states_bytes(set));
+	if (set->settled)
+		munmap((void *)set->settled, settled_bytes(set));
 	set->states = NULL;
+	set->settled = NULL;
+}
+
+/* Bits of a word from `low` up to `high`, which is not in it. */
+static uint64_t bits_between(uint64_t low, uint64_t high)
+{
+	uint64_t below_high = high == 64 ? UINT64_MAX : (1ull << high) - 1;
+
+	return below_high & ~((1ull << low) - 1);
+}
+
+uint64_t lr_pageset_next(const struct lr_pageset *set, uint64_t page, uint64_t end, bool is_settled)
+{
+	while (page < end) {
+		uint64_t word =
+			atomic_load_explicit(&set->settled[page / 64], memory_order_relaxed);
+
+		word = (is_settled ? word : ~word) & bits_between(page % 64, 64);
+		page -= page % 64;
+		if (word) {
+			page += (uint64_t)__builtin_ctzll(word);
+			return page < end ? page : end;
+		}
+		page += 64;
+	}
+	return end;
+}
+
+/* The cluster's state after some of its pages were settled. Whether they were the last, only the
+ * fault or load that needs it finds out: a fenced cluster's stay what they are. */
+static void note_partly(struct lr_pageset *set, uint64_t cluster)
+{
+	if (lr_pageset_get(set, cluster) == LR_STATE_MISSING)
+		lr_pageset_put(set, cluster, LR_STATE_PARTLY);
+}
+
+void lr_pageset_settle(struct lr_pageset *set, uint64_t first_page, uint64_t pages)
+{
+	uint64_t end = first_page + pages;
+
+	for (uint64_t page = first_page; page < end;) {
+		uint64_t stop = page - page % 64 + 64;
+		_Atomic uint64_t *word = &set->settled[page / 64];
+
+		if (stop > end)
+			stop = end;
+		/* Not an atomic addition: there is one writer. */
+		atomic_store_explicit(word,
+				      atomic_load_explicit(word, memory_order_relaxed)
+					      | bits_between(page % 64, (stop - 1) % 64 + 1),
+				      memory_order_relaxed);
+		page = stop;
+	}
+	for (uint64_t cluster = first_page / set->pages_per_cluster;
+	     pages && cluster <= (end - 1) / set->pages_per_cluster; cluster++)
+		note_partly(set, cluster);
 }

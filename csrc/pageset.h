@@ -1,12 +1,14 @@
 /*
- * The state of each cluster of a target. Floor 1. States are single bytes, changed atomically by
- * any thread; memory is reserved at open and costs something only where clusters were loaded.
+ * What the engine did with each cluster, and with each page, of a target. Floor 1. Memory is
+ * reserved at open and costs something only where it was written.
  *
- *     missing ──load──▶ present
- *        └────fail────▶ fenced
+ * A page is missing until it is settled: the image's bytes were put there, or its owner gave it up
+ * before they were. A page is settled once and for good. If it is missing later, its owner gave it
+ * up, and it reads as zeros; the image's bytes never come a second time (docs/architecture.md,
+ * "States of a page").
  *
- * A state is what the engine did, not a lock: two loaders may load the same cluster, and the kernel
- * decides which COPY comes first (the other gets EEXIST and counts the page as present).
+ * Only the thread that installs pages writes; any thread may look. A state that is looked up saves
+ * work and decides nothing, but in that thread.
  */
 #ifndef LR_PAGESET_H
 #define LR_PAGESET_H
@@ -15,20 +17,38 @@
 
 #include "error.h"
 
-enum lr_cluster_state { LR_STATE_MISSING = 0, LR_STATE_PRESENT = 1, LR_STATE_FENCED = 2 };
-
-struct lr_pageset {
-	_Atomic uint8_t *states;
-	uint64_t clusters;
+enum lr_cluster_state {
+	LR_STATE_MISSING = 0, /* none of its pages is settled */
+	LR_STATE_PARTLY = 1,
+	LR_STATE_SETTLED = 2, /* all of them are */
+	LR_STATE_FENCED = 3,  /* could not be loaded: what is not settled cannot be touched */
 };
 
-int lr_pageset_open(struct lr_pageset *set, uint64_t clusters);
+struct lr_pageset {
+	_Atomic uint8_t *states;   /* one a cluster */
+	_Atomic uint64_t *settled; /* a bit a page */
+	uint64_t clusters;
+	uint32_t pages_per_cluster; /* of the host: a power of two */
+};
+
+int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint32_t pages_per_cluster);
 void lr_pageset_close(struct lr_pageset *set);
 
-/* Relaxed: the state only saves work. What a reader of the memory sees is ordered by the kernel's
- * own fault handling. */
+/* Pages count through all clusters: page p of cluster c is c × pages_per_cluster + p. */
+void lr_pageset_settle(struct lr_pageset *set, uint64_t first_page, uint64_t pages);
+/* The first page of [page, end) that is settled (or that is not); `end` where there is none. */
+uint64_t lr_pageset_next(const struct lr_pageset *set, uint64_t page, uint64_t end,
+			 bool is_settled);
+
+static inline bool lr_pageset_is_settled(const struct lr_pageset *set, uint64_t page)
+{
+	return atomic_load_explicit(&set->settled[page / 64], memory_order_relaxed) >> (page % 64)
+	       & 1u;
+}
+
 static inline enum lr_cluster_state lr_pageset_get(const struct lr_pageset *set, uint64_t cluster)
 {
+	/* Relaxed: what a reader of the memory sees is ordered by the kernel's fault handling. */
 	return (enum lr_cluster_state)atomic_load_explicit(&set->states[cluster],
 							   memory_order_relaxed);
 }

@@ -1,18 +1,17 @@
 #include "session.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "install.h"
+#include "procmem.h"
 
 #define WANTED_FEATURES                                                                            \
-	(LR_UFFD_FEATURE_THREAD_ID | LR_UFFD_FEATURE_EXACT_ADDRESS | LR_UFFD_FEATURE_POISON)
-
-/* How much populate takes on between two looks at the clock where the index has one entry for many
- * zero clusters. */
-#define ZERO_STEP_BYTES (16u << 20)
+	(LR_UFFD_FEATURE_THREAD_ID | LR_UFFD_FEATURE_EXACT_ADDRESS | LR_UFFD_FEATURE_POISON        \
+	 | LR_UFFD_FEATURE_EVENT_REMOVE | LR_UFFD_FEATURE_EVENT_REMAP                              \
+	 | LR_UFFD_FEATURE_EVENT_UNMAP)
 
 int lr_session_open(const lr_image *image, const struct lr_session_options *options,
 		    lr_session **ret_session, struct lr_problem *ret_problem)
@@ -21,7 +20,7 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	lr_session *session;
 	int code;
 
-	if (!image || !ret_session)
+	if (!image || !ret_session || (options && options->on_error > LR_ON_ERROR_ABORT))
 		return lr_problem_set(ret_problem, LR_ERR_ARGUMENT, 0, LR_NOWHERE, LR_NOWHERE);
 	if (!options)
 		options = &defaults;
@@ -30,23 +29,20 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 		return lr_problem_set(ret_problem, LR_ERR_NOMEM, 0, LR_NOWHERE, LR_NOWHERE);
 	session->image = image;
 	session->pid = getpid();
-	code = lr_target_open(&session->target, image);
+	session->trace_records = options->trace_records;
+	pthread_mutex_init(&session->feeds_lock, NULL);
+	code = lr_target_open(&session->target, image, 0);
 	if (code < 0) {
 		free(session);
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	}
+	session->target.on_error = options->on_error;
 	code = lr_uffd_open(&session->target.uffd, options->privilege, WANTED_FEATURES,
 			    ret_problem);
-	if (code == LR_OK) {
-		code = lr_loader_open(&session->ahead, &session->target, false);
-		if (code < 0)
-			lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
-	}
 	if (code == LR_OK)
 		code = lr_pager_start(&session->pager, &session->target, options->trace_records,
 				      ret_problem);
 	if (code < 0) {
-		lr_loader_close(&session->ahead);
 		lr_target_close(&session->target);
 		free(session);
 		return code;
@@ -57,33 +53,46 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	return LR_OK;
 }
 
-/* A session's range by its region's number; NULL with the code where there is none, or in a forked
- * child. */
-static struct lr_range *get_range(lr_session *session, uint32_t region, int *ret_code)
+struct lr_range *lr_session_range(lr_session *session, uint32_t region, int *ret_code)
 {
-	if (region >= session->image->info.region_count) {
-		*ret_code = LR_ERR_NOT_FOUND;
-		return NULL;
-	}
-	if (session->pid != getpid()) {
-		*ret_code = LR_ERR_CLOSED;
-		return NULL;
-	}
 	*ret_code = LR_OK;
-	return &session->target.ranges[region];
+	if (region >= session->image->info.region_count)
+		*ret_code = LR_ERR_NOT_FOUND;
+	else if (session->pid != getpid())
+		*ret_code = LR_ERR_CLOSED;
+	return *ret_code == LR_OK ? &session->target.ranges[region] : NULL;
+}
+
+/* True where the kernel says that there is no page yet. */
+static bool is_empty(const struct lr_range *range)
+{
+	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	struct lr_page_run run;
+	uint64_t next;
+	int64_t count;
+
+	if (pagemap < 0)
+		return false;
+	count = lr_procmem_runs_by_scan(pagemap, range->start, range->start + range->bytes, &run, 1,
+					&next, NULL);
+	close(pagemap);
+	return count == 0;
 }
 
 /* Pages that are there before the first fault would stay, as zeros: mlockall(MCL_FUTURE) makes
- * such. Drop them. */
+ * such. Drop them; afterwards pages are locked as they come. The range is `changing`, so this is
+ * not taken for its owner's wish. */
 static int drop_early_pages(const struct lr_range *range, struct lr_problem *ret_problem)
 {
 	void *start = (void *)(uintptr_t)range->start;
 
-	if (madvise(start, range->bytes, MADV_DONTNEED) == 0)
+	if (is_empty(range) || madvise(start, range->bytes, MADV_DONTNEED) == 0)
 		return LR_OK;
 	if (errno == EINVAL && munlock(start, range->bytes) == 0
-	    && madvise(start, range->bytes, MADV_DONTNEED) == 0)
+	    && madvise(start, range->bytes, MADV_DONTNEED) == 0) {
+		mlock2(start, range->bytes, MLOCK_ONFAULT);
 		return LR_OK;
+	}
 	return lr_problem_from_errno(ret_problem, errno);
 }
 
@@ -99,12 +108,22 @@ static int register_range(lr_session *session, const struct lr_range *range,
 	if (code < 0)
 		return code;
 	code = drop_early_pages(range, ret_problem);
+	lr_target_sync(&session->target);
 	if (code == LR_OK && madvise(start, range->bytes, MADV_DONTFORK) < 0)
 		code = lr_problem_from_errno(ret_problem, errno);
 	/* Nothing was promised of this memory yet: it may go back to being ordinary. */
 	if (code < 0)
 		lr_uffd_unregister(&session->target.uffd, range->start, range->bytes);
 	return code;
+}
+
+/* Take a range out of the look-up and wake who waits there: their memory is gone, or fenced. */
+static void let_go(lr_session *session, struct lr_range *range)
+{
+	struct lr_piece piece;
+
+	while (lr_target_take(&session->target, range, &piece))
+		lr_uffd_wake(&session->target.uffd, piece.start, piece.end - piece.start);
 }
 
 static int attach(lr_session *session, struct lr_range *range, uint64_t start, bool is_owned,
@@ -116,17 +135,20 @@ static int attach(lr_session *session, struct lr_range *range, uint64_t start, b
 
 	if (start % host_page || start == 0 || pages == 0 || start > UINT64_MAX - pages * host_page)
 		return lr_problem_set(ret_problem, LR_ERR_ARGUMENT, 0, LR_NOWHERE, LR_NOWHERE);
+	lr_fork_block();
 	code = lr_target_enter(&session->target, range, start, pages * host_page);
-	if (code < 0)
+	if (code < 0) {
+		lr_fork_unblock();
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
+	}
 	range->is_owned = is_owned;
 	code = register_range(session, range, ret_problem);
-	if (code < 0) {
-		lr_target_remove(&session->target, range);
-		lr_range_change(range, LR_RANGE_CHANGING, LR_RANGE_IDLE);
+	if (code < 0)
+		let_go(session, range);
+	lr_range_change(range, LR_RANGE_CHANGING, code == LR_OK ? LR_RANGE_ACTIVE : LR_RANGE_IDLE);
+	lr_fork_unblock();
+	if (code < 0)
 		return code;
-	}
-	lr_range_change(range, LR_RANGE_CHANGING, LR_RANGE_ACTIVE);
 	/* Who touched it since it was registered was read and left: have him ask again. */
 	lr_uffd_wake(&session->target.uffd, range->start, range->bytes);
 	return LR_OK;
@@ -136,7 +158,7 @@ int lr_session_attach(lr_session *session, uint32_t region, void *address,
 		      struct lr_problem *ret_problem)
 {
 	int code;
-	struct lr_range *range = get_range(session, region, &code);
+	struct lr_range *range = lr_session_range(session, region, &code);
 
 	if (!range)
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
@@ -147,7 +169,7 @@ int lr_session_map(lr_session *session, uint32_t region, void **ret_address,
 		   struct lr_problem *ret_problem)
 {
 	int code;
-	struct lr_range *range = get_range(session, region, &code);
+	struct lr_range *range = lr_session_range(session, region, &code);
 	void *memory;
 
 	if (!range)
@@ -167,51 +189,42 @@ int lr_session_map(lr_session *session, uint32_t region, void **ret_address,
 	return LR_OK;
 }
 
-/* Wait until nothing is installed in a range that is not active any more. */
-static void quiesce(lr_session *session)
-{
-	lr_loader_quiesce(&session->pager.loader);
-	lr_loader_quiesce(&session->ahead);
-}
-
 int lr_session_suspend(lr_session *session, uint32_t region)
 {
 	int code;
-	struct lr_range *range = get_range(session, region, &code);
+	struct lr_range *range = lr_session_range(session, region, &code);
 
 	if (!range)
 		return code;
 	if (!lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_SUSPENDED))
 		return LR_ERR_CLOSED;
-	quiesce(session);
+	lr_loader_quiesce(&session->pager.loader);
 	return LR_OK;
 }
 
 int lr_session_resume(lr_session *session, uint32_t region)
 {
 	int code;
-	struct lr_range *range = get_range(session, region, &code);
+	struct lr_range *range = lr_session_range(session, region, &code);
+	struct lr_piece piece;
+	uint64_t offset = 0;
 
 	if (!range)
 		return code;
 	if (!lr_range_change(range, LR_RANGE_SUSPENDED, LR_RANGE_ACTIVE))
 		return LR_ERR_CLOSED;
 	/* Faults that came meanwhile were read and left: have them asked again. */
-	lr_uffd_wake(&session->target.uffd, range->start, range->bytes);
+	while (lr_target_find_offset(&session->target, range, offset, &piece)) {
+		lr_uffd_wake(&session->target.uffd, piece.start, piece.end - piece.start);
+		offset = piece.offset + (piece.end - piece.start);
+	}
 	return LR_OK;
-}
-
-static void let_go(lr_session *session, struct lr_range *range)
-{
-	lr_target_remove(&session->target, range);
-	/* Who waits for a page of memory that is gone waits for good unless he is woken. */
-	lr_uffd_wake(&session->target.uffd, range->start, range->bytes);
 }
 
 int lr_session_detach(lr_session *session, uint32_t region)
 {
 	int code;
-	struct lr_range *range = get_range(session, region, &code);
+	struct lr_range *range = lr_session_range(session, region, &code);
 
 	if (!range)
 		return code;
@@ -219,73 +232,35 @@ int lr_session_detach(lr_session *session, uint32_t region)
 	    && !lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_GONE))
 		return LR_ERR_CLOSED;
 	/* Also where it was suspended: by another thread, maybe, that still waits. */
-	quiesce(session);
+	lr_loader_quiesce(&session->pager.loader);
 	let_go(session, range);
 	return LR_OK;
 }
 
-static uint64_t deadline_of(int64_t timeout_ns)
+int lr_session_fill(lr_session *session)
 {
-	return timeout_ns < 0 ? UINT64_MAX : lr_clock_ns() + (uint64_t)timeout_ns;
+	return session->pid == getpid() ? lr_fill_start(&session->fill, &session->pager)
+					: LR_ERR_CLOSED;
 }
 
-int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, uint64_t length,
-			int64_t timeout_ns, uint64_t *ret_done, struct lr_problem *ret_problem)
+int lr_session_wait(lr_session *session, int64_t timeout_ns)
 {
-	int code;
-	struct lr_range *range = get_range(session, region, &code);
-	uint64_t cluster_size = session->image->info.cluster_size;
-	uint64_t deadline_ns = deadline_of(timeout_ns);
-	uint64_t cluster, end;
-
-	*ret_done = 0;
-	if (range && (offset > range->region.length || length > range->region.length - offset))
-		code = LR_ERR_ARGUMENT;
-	if (code < 0)
-		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
-	cluster = range->region.first_cluster + offset / cluster_size;
-	end = length ? range->region.first_cluster + (offset + length - 1) / cluster_size + 1
-		     : cluster;
-	while (cluster < end) {
-		uint64_t run = 1, reached;
-		uint64_t step = end - cluster;
-
-		if (step > ZERO_STEP_BYTES / cluster_size)
-			step = ZERO_STEP_BYTES / cluster_size;
-		pthread_mutex_lock(&session->ahead.busy);
-		if (lr_range_state(range) == LR_RANGE_ACTIVE)
-			code = lr_loader_load(&session->ahead, range, cluster, step, &run,
-					      ret_problem);
-		else
-			code = lr_problem_set(ret_problem, LR_ERR_CLOSED, 0, cluster, LR_NOWHERE);
-		pthread_mutex_unlock(&session->ahead.busy);
-		if (code < 0)
-			return code;
-		cluster += run;
-		reached = (cluster - range->region.first_cluster) * cluster_size;
-		*ret_done = reached - offset < length ? reached - offset : length;
-		if (cluster < end && lr_clock_ns() >= deadline_ns)
-			return lr_problem_set(ret_problem, LR_ERR_TIMEOUT, 0, cluster, LR_NOWHERE);
-	}
-	return LR_OK;
-}
-
-static void add_loader_stats(struct lr_loader *loader, struct lr_session_stats *stats)
-{
-	pthread_mutex_lock(&loader->busy);
-	stats->faults += loader->faults;
-	stats->pages_copied += loader->pages_copied;
-	stats->pages_zeroed += loader->pages_zeroed;
-	stats->clusters_decoded += loader->decoder.clusters_decoded;
-	stats->payload_bytes_read += loader->decoder.payload_bytes_read;
-	lr_histogram_merge(&stats->service, &loader->service);
-	pthread_mutex_unlock(&loader->busy);
+	return session->pid == getpid() ? lr_fill_wait(&session->fill, timeout_ns) : LR_ERR_CLOSED;
 }
 
 static void gather_stats(lr_session *session, struct lr_session_stats *stats)
 {
-	add_loader_stats(&session->pager.loader, stats);
-	add_loader_stats(&session->ahead, stats);
+	struct lr_loader *loader = &session->pager.loader;
+
+	pthread_mutex_lock(&loader->busy);
+	stats->faults = loader->faults;
+	stats->pages_copied = loader->pages_copied;
+	stats->pages_zeroed = loader->pages_zeroed;
+	stats->clusters_decoded = loader->clusters_decoded;
+	stats->payload_bytes_read = loader->payload_bytes_read;
+	stats->service = loader->service;
+	pthread_mutex_unlock(&loader->busy);
+	stats->fill = atomic_load_explicit(&session->fill.state, memory_order_relaxed);
 	stats->trace_lost = atomic_load_explicit(&session->pager.trace.lost, memory_order_relaxed);
 	pthread_mutex_lock(&session->target.lock);
 	stats->errors = session->target.error_count;
@@ -305,6 +280,7 @@ void lr_session_get_stats(lr_session *session, struct lr_session_stats *ret_stat
 		gather_stats(session, &stats);
 	*ret_stats = stats;
 }
+
 uint32_t lr_session_get_errors(lr_session *session, uint64_t first,
 			       struct lr_load_error *ret_errors, uint32_t room)
 {
@@ -340,38 +316,32 @@ uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_
 	return lr_trace_take(&session->pager.trace, ret_records, room, timeout_ns);
 }
 
-/* Fence what was not loaded. */
-static void fence_missing(lr_session *session, struct lr_range *range)
+/* What is fenced stays so. A munmap to come must not wait for a userfaultfd of which a child has a
+ * copy. */
+static void make_ordinary(lr_session *session, const struct lr_piece *piece)
 {
-	const struct lr_region_info *region = &range->region;
-	uint64_t cluster_size = session->image->info.cluster_size;
-	uint64_t begin = 0;
+	uint64_t bytes = piece->end - piece->start;
 
-	while (begin < region->cluster_count) {
-		uint64_t end = begin, offset = begin * cluster_size, bytes;
-
-		while (end < region->cluster_count
-		       && lr_pageset_get(&session->target.clusters, region->first_cluster + end)
-				  != LR_STATE_PRESENT)
-			end++;
-		bytes = end < region->cluster_count ? end * cluster_size - offset
-						    : range->bytes - offset;
-		if (end > begin)
-			lr_install_fence(&session->target, range, range->start + offset, bytes);
-		begin = end + 1;
-	}
+	lr_uffd_unregister(&session->target.uffd, piece->start, bytes);
+	madvise((void *)(uintptr_t)piece->start, bytes, MADV_DOFORK);
 }
 
 /* What a caller left attached: ours is unmapped; memory of his stays, so what is missing there must
- * not become zeros. */
+ * not become zeros when the userfaultfd goes. */
 static void release_range(lr_session *session, struct lr_range *range)
 {
-	if (range->is_owned)
-		munmap((void *)(uintptr_t)range->start, range->bytes);
-	else
-		fence_missing(session, range);
+	struct lr_piece piece;
+
+	if (!range->is_owned)
+		lr_loader_fence_rest(&session->target, range);
+	while (lr_target_take(&session->target, range, &piece)) {
+		if (range->is_owned)
+			munmap((void *)(uintptr_t)piece.start, piece.end - piece.start);
+		else
+			make_ordinary(session, &piece);
+		lr_uffd_wake(&session->target.uffd, piece.start, piece.end - piece.start);
+	}
 	lr_range_change(range, LR_RANGE_CHANGING, LR_RANGE_GONE);
-	let_go(session, range);
 }
 
 void lr_session_close(lr_session *session)
@@ -381,17 +351,23 @@ void lr_session_close(lr_session *session)
 	if (!session || session->pid != getpid())
 		return;
 	lr_fork_forget(session);
-	/* First all, then wait: a loader that has no memory for one range would keep the others. */
+	lr_fill_stop(&session->fill);
 	count = session->image->info.region_count;
-	for (uint32_t i = 0; i < count; i++)
-		lr_range_change(&session->target.ranges[i], LR_RANGE_ACTIVE, LR_RANGE_CHANGING);
-	quiesce(session);
+	for (uint32_t i = 0; i < count; i++) {
+		struct lr_range *range = &session->target.ranges[i];
+
+		/* One that is suspended is unmapped by now, or stays: then it is fenced. */
+		if (!lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_CHANGING))
+			lr_range_change(range, LR_RANGE_SUSPENDED, LR_RANGE_CHANGING);
+	}
+	lr_loader_quiesce(&session->pager.loader);
 	for (uint32_t i = 0; i < count; i++)
 		if (lr_range_state(&session->target.ranges[i]) == LR_RANGE_CHANGING)
 			release_range(session, &session->target.ranges[i]);
 	lr_pager_stop(&session->pager);
-	lr_loader_close(&session->ahead);
+	lr_populate_close(session);
 	lr_target_close(&session->target);
+	pthread_mutex_destroy(&session->feeds_lock);
 	lr_image_close((lr_image *)session->image);
 	free(session);
 }

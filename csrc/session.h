@@ -1,26 +1,38 @@
 /*
- * One restored image in this process: owns the target's memory, its userfaultfd and its pager.
- * Floor 6.
+ * One restored image in this process: owns the target's memory, its userfaultfd and its threads.
+ * Floor 8.
  */
 #ifndef LR_SESSION_H
 #define LR_SESSION_H
 
 #include <sys/types.h>
 
-#include "pager.h"
+#include "fill.h"
 
 struct lr_session {
 	const struct lr_image *image;
 	struct lr_target target;
 	struct lr_pager pager;
-	struct lr_loader ahead;  /* for populate: in the calling thread, one at a time */
-	pid_t pid;               /* whose session it is: a forked child has none */
+	struct lr_fill fill;
+	pthread_mutex_t feeds_lock;
+	struct lr_feed *feeds; /* for populate: one a caller at a time, kept for the next */
+	uint32_t trace_records;
+	pid_t pid;               /* whose session it is; a forked child makes it its own */
 	struct lr_session *next; /* in fork.c's list */
 };
 
-/* What a child of fork() finds where a lazy region was: nothing it may touch, and nothing else
- * either (fork.c). */
+/* fork.c */
 void lr_fork_watch(struct lr_session *session);
 void lr_fork_forget(struct lr_session *session);
+/* No fork() between the two: what is mapped, registered and entered belongs together. */
+void lr_fork_block(void);
+void lr_fork_unblock(void);
+
+/* populate.c */
+void lr_populate_close(struct lr_session *session);
+
+/* A session's range by its region's number; NULL with the code where there is none, or in a child
+ * that does not have the session. */
+struct lr_range *lr_session_range(lr_session *session, uint32_t region, int *ret_code);
 
 #endif

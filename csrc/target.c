@@ -1,24 +1,30 @@
 #include "target.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-int lr_target_open(struct lr_target *target, const struct lr_image *image)
+#include "pieces.h"
+
+int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page)
 {
 	uint32_t count = image->info.region_count;
 	int code;
 
 	memset(target, 0, sizeof(*target));
 	target->image = image;
-	target->uffd.fd = -1;
-	target->host_page = (uint32_t)sysconf(_SC_PAGESIZE);
+	target->uffd.fd = target->uffd.device = -1;
+	target->host_page = host_page ? host_page : (uint32_t)sysconf(_SC_PAGESIZE);
 	pthread_mutex_init(&target->lock, NULL);
 	target->ranges = calloc(count ? count : 1, sizeof(*target->ranges));
-	target->by_address = calloc(count ? count : 1, sizeof(struct lr_range *));
 	target->errors = calloc(LR_ERRORS_KEPT, sizeof(*target->errors));
-	code = lr_pageset_open(&target->clusters, image->info.cluster_count);
-	if (code == LR_OK && (!target->ranges || !target->by_address || !target->errors))
+	code = lr_pageset_open(&target->clusters, image->info.cluster_count,
+			       image->info.cluster_size / target->host_page);
+	if (code == LR_OK)
+		code = lr_pieces_open(target);
+	if (code == LR_OK && (!target->ranges || !target->errors))
 		code = LR_ERR_NOMEM;
 	if (code < 0) {
 		lr_target_close(target);
@@ -35,95 +41,128 @@ void lr_target_close(struct lr_target *target)
 {
 	lr_uffd_close(&target->uffd);
 	lr_pageset_close(&target->clusters);
+	lr_pieces_close(target);
 	free(target->ranges);
-	free(target->by_address);
 	free(target->errors);
 	pthread_mutex_destroy(&target->lock);
 }
 
-/* Where in by_address a range that holds `address` would be: the first whose end lies behind it.
- * The lock is held. */
-static uint32_t slot_of(const struct lr_target *target, uint64_t address)
+bool lr_target_find(struct lr_target *target, uint64_t address, struct lr_piece *ret_piece)
 {
-	uint32_t low = 0, high = target->attached;
-
-	while (low < high) {
-		uint32_t middle = low + (high - low) / 2;
-		const struct lr_range *range = target->by_address[middle];
-
-		if (range->start + range->bytes <= address)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
-}
-
-struct lr_range *lr_target_find(struct lr_target *target, uint64_t address)
-{
-	struct lr_range *found = NULL;
+	const struct lr_pieces *table;
+	bool is_found;
 	uint32_t slot;
 
 	pthread_mutex_lock(&target->lock);
-	slot = slot_of(target, address);
-	if (slot < target->attached && target->by_address[slot]->start <= address)
-		found = target->by_address[slot];
+	table = lr_pieces_current(target);
+	slot = lr_pieces_slot(table, address);
+	is_found = slot < table->count && table->items[slot].start <= address;
+	if (is_found)
+		*ret_piece = table->items[slot];
 	pthread_mutex_unlock(&target->lock);
+	return is_found;
+}
+
+/* A range that lies where it was attached, in one piece: its slot, found quickly; else -1. */
+static int64_t home_slot(const struct lr_pieces *table, const struct lr_range *range)
+{
+	uint32_t slot = lr_pieces_slot(table, range->start);
+
+	if (slot < table->count && table->items[slot].range == range
+	    && table->items[slot].start == range->start
+	    && table->items[slot].end == range->start + range->bytes)
+		return slot;
+	return -1;
+}
+
+/* The piece with the least offset whose end is after `offset`, or -1. */
+static int64_t offset_slot(const struct lr_pieces *table, const struct lr_range *range,
+			   uint64_t offset)
+{
+	int64_t found = home_slot(table, range);
+
+	if (found >= 0)
+		return offset < range->bytes ? found : -1;
+	for (uint32_t i = 0; i < table->count; i++) {
+		const struct lr_piece *piece = &table->items[i];
+
+		if (piece->range == range && piece->offset + (piece->end - piece->start) > offset
+		    && (found < 0 || piece->offset < table->items[found].offset))
+			found = i;
+	}
 	return found;
 }
 
-/* The lock is held. */
-static void take_out(struct lr_target *target, uint32_t slot)
+bool lr_target_find_offset(struct lr_target *target, struct lr_range *range, uint64_t offset,
+			   struct lr_piece *ret_piece)
 {
-	target->by_address[slot]->is_entered = false;
-	target->attached--;
-	memmove(target->by_address + slot, target->by_address + slot + 1,
-		(target->attached - slot) * sizeof(struct lr_range *));
+	const struct lr_pieces *table;
+	int64_t slot;
+
+	pthread_mutex_lock(&target->lock);
+	table = lr_pieces_current(target);
+	slot = offset_slot(table, range, offset);
+	if (slot >= 0)
+		*ret_piece = table->items[slot];
+	pthread_mutex_unlock(&target->lock);
+	return slot >= 0;
 }
 
 /* Make sure that nothing attached overlaps with [start, end). The lock is held. */
-static bool make_room(struct lr_target *target, uint64_t start, uint64_t end)
+static bool make_room(struct lr_pieces *table, uint64_t start, uint64_t end)
 {
-	uint32_t first = slot_of(target, start), last = first;
+	uint32_t first = lr_pieces_slot(table, start), last = first;
 
-	while (last < target->attached && target->by_address[last]->start < end)
-		if (lr_range_state(target->by_address[last++]) != LR_RANGE_SUSPENDED)
+	while (last < table->count && table->items[last].start < end)
+		if (lr_range_state(table->items[last++].range) != LR_RANGE_SUSPENDED)
 			return false;
 	while (last > first)
-		take_out(target, --last);
+		lr_pieces_delete(table, --last);
 	return true;
 }
 
 int lr_target_enter(struct lr_target *target, struct lr_range *range, uint64_t start,
 		    uint64_t bytes)
 {
+	struct lr_piece piece = {.start = start, .end = start + bytes, .range = range};
 	int code = LR_ERR_BUSY;
-	uint32_t slot;
 
+	/* What was unmapped there before must not seem to be in the way. */
+	lr_target_sync(target);
 	pthread_mutex_lock(&target->lock);
-	if (lr_range_state(range) == LR_RANGE_IDLE && make_room(target, start, start + bytes)
+	if (lr_range_state(range) == LR_RANGE_IDLE
+	    && make_room(lr_pieces_current(target), start, start + bytes)
 	    && lr_range_change(range, LR_RANGE_IDLE, LR_RANGE_CHANGING)) {
 		range->start = start;
 		range->bytes = bytes;
 		range->is_entered = true;
-		slot = slot_of(target, start);
-		memmove(target->by_address + slot + 1, target->by_address + slot,
-			(target->attached - slot) * sizeof(struct lr_range *));
-		target->by_address[slot] = range;
 		target->attached++;
 		code = LR_OK;
+		if (!lr_pieces_insert(target, lr_pieces_current(target), &piece))
+			target->is_lost = true;
 	}
 	pthread_mutex_unlock(&target->lock);
 	return code;
 }
 
-void lr_target_remove(struct lr_target *target, struct lr_range *range)
+bool lr_target_take(struct lr_target *target, struct lr_range *range, struct lr_piece *ret_piece)
 {
+	struct lr_pieces *table;
+	int64_t slot = -1;
+
 	pthread_mutex_lock(&target->lock);
-	/* By its address: searching all would make closing many regions quadratic. */
+	table = lr_pieces_current(target);
 	if (range->is_entered)
-		take_out(target, slot_of(target, range->start));
+		slot = offset_slot(table, range, 0);
+	if (slot >= 0) {
+		*ret_piece = table->items[slot];
+		lr_pieces_delete(table, (uint32_t)slot);
+	} else if (range->is_entered) {
+		range->is_entered = false;
+		target->attached--;
+	}
 	pthread_mutex_unlock(&target->lock);
+	return slot >= 0;
 }
 
 void lr_target_add_error(struct lr_target *target, const struct lr_load_error *error)
@@ -133,4 +172,89 @@ void lr_target_add_error(struct lr_target *target, const struct lr_load_error *e
 		target->errors[target->error_count] = *error;
 	target->error_count++;
 	pthread_mutex_unlock(&target->lock);
+}
+
+/* What the image has for a piece's pages will not be put there any more. */
+static void settle(struct lr_target *target, const struct lr_piece *piece)
+{
+	lr_pageset_settle(&target->clusters, lr_target_page(target, piece->range, piece->offset),
+			  (piece->end - piece->start) / target->host_page);
+}
+
+/* The owner gave up what was there: it is zeros from now on. The lock is held. */
+static void apply_remove(struct lr_target *target, uint64_t start, uint64_t end)
+{
+	const struct lr_pieces *table = lr_pieces_current(target);
+
+	for (uint32_t slot = lr_pieces_slot(table, start);
+	     slot < table->count && table->items[slot].start < end; slot++) {
+		struct lr_piece part = table->items[slot];
+
+		/* The session's own, while it attaches the range. */
+		if (lr_range_state(part.range) == LR_RANGE_CHANGING)
+			continue;
+		if (part.start < start) {
+			part.offset += start - part.start;
+			part.start = start;
+		}
+		if (part.end > end)
+			part.end = end;
+		settle(target, &part);
+	}
+}
+
+static void apply_unmap(struct lr_target *target, uint64_t start, uint64_t end)
+{
+	struct lr_pieces *table = lr_pieces_begin(target);
+	struct lr_piece cut;
+
+	while (lr_pieces_cut(target, table, start, end, &cut))
+		settle(target, &cut);
+	lr_pieces_commit(target, table);
+}
+
+static void apply_remap(struct lr_target *target, uint64_t from, uint64_t end, uint64_t to)
+{
+	struct lr_pieces *table = lr_pieces_begin(target);
+	struct lr_piece cut;
+
+	/* What was at the new place is gone. The new place never overlaps with the old one. */
+	while (lr_pieces_cut(target, table, to, to + (end - from), &cut))
+		settle(target, &cut);
+	while (lr_pieces_cut(target, table, from, end, &cut)) {
+		cut.start = cut.start - from + to;
+		cut.end = cut.end - from + to;
+		if (!lr_pieces_insert(target, table, &cut))
+			target->is_lost = true;
+	}
+	lr_pieces_commit(target, table);
+}
+
+void lr_target_apply(struct lr_target *target, const struct lr_uffd_message *message)
+{
+	pthread_mutex_lock(&target->lock);
+	if (message->kind == LR_UFFD_REMOVE)
+		apply_remove(target, message->start, message->end);
+	else if (message->kind == LR_UFFD_UNMAP)
+		apply_unmap(target, message->start, message->end);
+	else if (message->kind == LR_UFFD_REMAP)
+		apply_remap(target, message->start, message->end, message->to);
+	pthread_mutex_unlock(&target->lock);
+}
+
+void lr_target_sync(const struct lr_target *target)
+{
+	/* Sequentially consistent, as in the pager: whoever comes here was let go on by a message
+	 * that was read, and the number was odd before. */
+	uint32_t before = atomic_load(&target->reading);
+	struct timespec pause = {.tv_nsec = 20000};
+
+	for (int tries = 0; before % 2 && atomic_load(&target->reading) == before; tries++) {
+		/* Asleep after a while: the pager must have a core even where this thread has
+		 * real-time priority. */
+		if (tries < 16)
+			sched_yield();
+		else
+			nanosleep(&pause, NULL);
+	}
 }

@@ -2,9 +2,12 @@
  * A target: a userfaultfd and the address ranges that it serves from an image. Floor 3. Everything
  * below the session works on targets and does not know whose memory they are.
  *
- * A range goes idle → (changing) → active ⇄ suspended → gone. Pages are installed in active ranges
- * only, by a loader that holds its own lock meanwhile; whoever suspends a range then takes each
- * loader's lock once, and after that no install is under way (loader.h: lr_loader_quiesce).
+ * A range is a region's memory. It goes idle → (changing) → active ⇄ suspended → gone. Pages are
+ * installed in active ranges only, by the pager, which holds its lock meanwhile; whoever suspends a
+ * range then takes that lock once, and after that no install is under way (loader.h:
+ * lr_loader_quiesce).
+ *
+ * A range lies in one piece where it was attached, until its owner unmaps or moves part of it.
  */
 #ifndef LR_TARGET_H
 #define LR_TARGET_H
@@ -27,11 +30,28 @@ enum lr_range_state {
 struct lr_range {
 	_Atomic uint32_t state; /* enum lr_range_state */
 	uint32_t number;        /* of the region in the image */
-	uint64_t start;         /* address */
+	uint64_t start;         /* address where it was attached */
 	uint64_t bytes;         /* whole host pages */
 	bool is_owned;          /* mapped by the session, which unmaps it */
-	bool is_entered;        /* in by_address, and under the same lock */
+	bool is_entered;        /* it may have pieces; under the target's lock */
 	struct lr_region_info region;
+};
+
+/* Part of a range, as it lies in memory now. */
+struct lr_piece {
+	uint64_t start; /* address */
+	uint64_t end;
+	uint64_t offset; /* of `start`, in the range */
+	struct lr_range *range;
+};
+
+/* Pieces by address. A forked child looks at a copy that was made while the pager worked: it can
+ * trust a table whose versions agree. */
+struct lr_pieces {
+	_Atomic uint32_t version; /* changed before an edit */
+	uint32_t count;
+	struct lr_piece *items;
+	_Atomic uint32_t version_after; /* and after it */
 };
 
 #define LR_ERRORS_KEPT 1024u
@@ -39,30 +59,57 @@ struct lr_range {
 struct lr_target {
 	const struct lr_image *image;
 	struct lr_uffd uffd;
-	uint32_t host_page; /* bytes */
+	uint32_t host_page;  /* bytes */
+	uint32_t pieces_max; /* room in each table */
+	uint32_t on_error;   /* enum lr_on_error */
 	struct lr_pageset clusters;
+	/* Odd while the pager reads messages and does what they say: lr_target_sync. */
+	_Atomic uint32_t reading;
 
 	pthread_mutex_t
 		lock; /* of the fields below; held for moments, never while a page is loaded */
-	struct lr_range *ranges;      /* one a region, by its number */
-	struct lr_range **by_address; /* those that are attached, ascending */
-	uint32_t attached;
+	struct lr_range *ranges; /* one a region, by its number */
+	/* What messages change is edited in the table that is not in use. */
+	struct lr_pieces tables[2];
+	_Atomic uint32_t current;
+	uint32_t attached; /* ranges */
+	bool is_lost;      /* there were more pieces than room: not all are known */
 	uint64_t error_count;
 	struct lr_load_error *errors; /* the first LR_ERRORS_KEPT */
 };
 
-int lr_target_open(struct lr_target *target, const struct lr_image *image);
+/* host_page: 0 for this machine's. */
+int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page);
 void lr_target_close(struct lr_target *target);
-/* The range that holds an address, or NULL. */
-struct lr_range *lr_target_find(struct lr_target *target, uint64_t address);
+
+/* What lies at an address: false where nothing of this target does. */
+bool lr_target_find(struct lr_target *target, uint64_t address, struct lr_piece *ret_piece);
+/* The piece that has `offset` of a range in it, or else the one that has the next offset after it:
+ * false where there is none. */
+bool lr_target_find_offset(struct lr_target *target, struct lr_range *range, uint64_t offset,
+			   struct lr_piece *ret_piece);
 /* Claim an idle range for this place and enter it into the look-up, changing: LR_ERR_BUSY where it
  * is not idle or another one is there. One that is suspended there makes room: its memory is gone.
  */
 int lr_target_enter(struct lr_target *target, struct lr_range *range, uint64_t start,
 		    uint64_t bytes);
-/* Take it out. */
-void lr_target_remove(struct lr_target *target, struct lr_range *range);
+/* Take one of its pieces out: false when it has none left. */
+bool lr_target_take(struct lr_target *target, struct lr_range *range, struct lr_piece *ret_piece);
 void lr_target_add_error(struct lr_target *target, const struct lr_load_error *error);
+
+/* Do what a message other than a fault says. */
+void lr_target_apply(struct lr_target *target, const struct lr_uffd_message *message);
+/* Wait until what happened to the memory before this call is known: for a moment, and never for a
+ * load. */
+void lr_target_sync(const struct lr_target *target);
+
+/* Number of a page, counted through all clusters. */
+static inline uint64_t lr_target_page(const struct lr_target *target, const struct lr_range *range,
+				      uint64_t offset)
+{
+	return range->region.first_cluster * target->clusters.pages_per_cluster
+	       + offset / target->host_page;
+}
 
 static inline enum lr_range_state lr_range_state(const struct lr_range *range)
 {

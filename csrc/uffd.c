@@ -25,23 +25,19 @@ struct poison_request {
 
 #define DEVICE "/dev/userfaultfd"
 
-static int open_device(int flags)
+static int open_by_device(int device, int flags)
 {
-	int device = open(DEVICE, O_RDWR | O_CLOEXEC);
-	int fd;
+	int fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK | flags);
 
-	if (device < 0)
-		return -errno;
-	fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK | flags);
-	if (fd < 0)
-		fd = -errno;
-	close(device);
-	return fd;
+	return fd < 0 ? -errno : fd;
 }
 
-static int open_syscall(int flags)
+/* `device` is not looked at by the system call. */
+static int open_by_syscall(int device, int flags)
 {
 	long fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags);
+
+	(void)device;
 
 	return fd < 0 ? -errno : (int)fd;
 }
@@ -60,10 +56,11 @@ static int negotiate(int fd, uint64_t wanted, uint64_t *ret_features, uint64_t *
 }
 
 /* One way to have one, with the negotiated features: a descriptor or a negative errno. */
-static int open_one(int (*open_it)(int), int flags, uint64_t wanted, uint64_t *ret_features)
+static int open_one(int (*open_it)(int, int), int device, int flags, uint64_t wanted,
+		    uint64_t *ret_features)
 {
 	uint64_t offered = 0, ioctls = 0;
-	int fd = open_it(flags);
+	int fd = open_it(device, flags);
 	int error;
 
 	if (fd < 0)
@@ -76,7 +73,7 @@ static int open_one(int (*open_it)(int), int flags, uint64_t wanted, uint64_t *r
 		close(fd);
 		if (error < 0)
 			return error;
-		fd = open_it(flags);
+		fd = open_it(device, flags);
 		if (fd < 0)
 			return fd;
 		wanted &= offered;
@@ -87,6 +84,18 @@ static int open_one(int (*open_it)(int), int flags, uint64_t wanted, uint64_t *r
 		return error;
 	}
 	*ret_features = wanted;
+	return fd;
+}
+
+/* By the device where it can be opened, else by the system call. */
+static int open_any(struct lr_uffd *uffd, int flags, uint64_t features)
+{
+	int fd = -ENOENT;
+
+	if (uffd->device >= 0)
+		fd = open_one(open_by_device, uffd->device, flags, features, &uffd->features);
+	if (fd < 0)
+		fd = open_one(open_by_syscall, -1, flags, features, &uffd->features);
 	return fd;
 }
 
@@ -103,23 +112,38 @@ int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features,
 	int fd = -EPERM, first_error = 0;
 
 	uffd->fd = -1;
+	uffd->device = open(DEVICE, O_RDWR | O_CLOEXEC);
 	uffd->privilege = LR_PRIVILEGE_FULL;
 	if (privilege != LR_PRIVILEGE_USER_MODE_ONLY) {
-		fd = open_one(open_device, 0, features, &uffd->features);
-		if (fd < 0)
-			fd = open_one(open_syscall, 0, features, &uffd->features);
+		fd = open_any(uffd, 0, features);
 		first_error = fd < 0 ? -fd : 0;
 	}
 	if (fd < 0 && privilege != LR_PRIVILEGE_FULL) {
 		uffd->privilege = LR_PRIVILEGE_USER_MODE_ONLY;
-		fd = open_one(open_device, UFFD_USER_MODE_ONLY, features, &uffd->features);
-		if (fd < 0)
-			fd = open_one(open_syscall, UFFD_USER_MODE_ONLY, features, &uffd->features);
+		fd = open_any(uffd, UFFD_USER_MODE_ONLY, features);
 	}
-	/* Where all were refused, what is missing for the full kind is what there is to say. */
-	if (fd < 0)
+	if (fd < 0) {
+		lr_uffd_close(uffd);
+		/* Where all were refused, what is missing for the full kind is what there is to
+		 * say. */
 		return lr_problem_from_errno(ret_problem,
 					     first_error && is_refusal(fd) ? first_error : -fd);
+	}
+	uffd->fd = fd;
+	return LR_OK;
+}
+
+int lr_uffd_open_like(struct lr_uffd *uffd, const struct lr_uffd *other,
+		      struct lr_problem *ret_problem)
+{
+	int flags = other->privilege == LR_PRIVILEGE_USER_MODE_ONLY ? UFFD_USER_MODE_ONLY : 0;
+	int fd;
+
+	*uffd = *other;
+	uffd->fd = -1;
+	fd = open_any(uffd, flags, other->features);
+	if (fd < 0)
+		return lr_problem_from_errno(ret_problem, -fd);
 	uffd->fd = fd;
 	return LR_OK;
 }
@@ -128,13 +152,17 @@ void lr_uffd_close(struct lr_uffd *uffd)
 {
 	if (uffd->fd >= 0)
 		close(uffd->fd);
-	uffd->fd = -1;
+	if (uffd->device >= 0)
+		close(uffd->device);
+	uffd->fd = uffd->device = -1;
 }
 
 void lr_uffd_probe(struct lr_uffd_probe *ret_probe)
 {
-	int device = open_device(0), call = open_syscall(0),
-	    user_mode = open_syscall(UFFD_USER_MODE_ONLY);
+	int node = open(DEVICE, O_RDWR | O_CLOEXEC);
+	int node_error = errno;
+	int device = node < 0 ? -node_error : open_by_device(node, 0);
+	int call = open_by_syscall(-1, 0), user_mode = open_by_syscall(-1, UFFD_USER_MODE_ONLY);
 	int any = device >= 0 ? device : call >= 0 ? call : user_mode;
 
 	memset(ret_probe, 0, sizeof(*ret_probe));
@@ -143,6 +171,8 @@ void lr_uffd_probe(struct lr_uffd_probe *ret_probe)
 	ret_probe->user_mode_error = user_mode < 0 ? -user_mode : 0;
 	if (any >= 0)
 		negotiate(any, 0, &ret_probe->features, &ret_probe->ioctls);
+	if (node >= 0)
+		close(node);
 	if (device >= 0)
 		close(device);
 	if (call >= 0)
@@ -224,23 +254,47 @@ void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
 	ioctl(uffd->fd, UFFDIO_WAKE, &range);
 }
 
-int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_fault *ret_faults, int room)
+/* False for messages that were not asked for. */
+static bool parse(const struct uffd_msg *raw, struct lr_uffd_message *ret_message)
 {
-	struct uffd_msg messages[LR_UFFD_FAULTS_MAX];
-	size_t wanted = (size_t)(room < LR_UFFD_FAULTS_MAX ? room : LR_UFFD_FAULTS_MAX);
-	ssize_t got = read(uffd->fd, messages, wanted * sizeof(messages[0]));
-	int faults = 0;
+	struct lr_uffd_message message = {0};
+
+	switch (raw->event) {
+	case UFFD_EVENT_PAGEFAULT:
+		message.kind = LR_UFFD_FAULT;
+		message.start = raw->arg.pagefault.address;
+		message.thread = raw->arg.pagefault.feat.ptid;
+		message.is_write = raw->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
+		break;
+	case UFFD_EVENT_REMOVE:
+	case UFFD_EVENT_UNMAP:
+		message.kind = raw->event == UFFD_EVENT_REMOVE ? LR_UFFD_REMOVE : LR_UFFD_UNMAP;
+		message.start = raw->arg.remove.start;
+		message.end = raw->arg.remove.end;
+		break;
+	case UFFD_EVENT_REMAP:
+		message.kind = LR_UFFD_REMAP;
+		message.start = raw->arg.remap.from;
+		message.end = raw->arg.remap.from + raw->arg.remap.len;
+		message.to = raw->arg.remap.to;
+		break;
+	default:
+		return false;
+	}
+	*ret_message = message;
+	return true;
+}
+
+int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_message *ret_messages, int room)
+{
+	struct uffd_msg raw[LR_UFFD_MESSAGES_MAX];
+	size_t wanted = (size_t)(room < LR_UFFD_MESSAGES_MAX ? room : LR_UFFD_MESSAGES_MAX);
+	ssize_t got = read(uffd->fd, raw, wanted * sizeof(raw[0]));
+	int count = 0;
 
 	if (got < 0)
 		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	for (size_t i = 0; i < (size_t)got / sizeof(messages[0]); i++) {
-		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
-			continue; /* no other events are asked for */
-		ret_faults[faults].address = messages[i].arg.pagefault.address;
-		ret_faults[faults].thread = messages[i].arg.pagefault.feat.ptid;
-		ret_faults[faults].is_write =
-			messages[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
-		faults++;
-	}
-	return faults;
+	for (size_t i = 0; i < (size_t)got / sizeof(raw[0]); i++)
+		count += parse(&raw[i], &ret_messages[count]);
+	return count;
 }

@@ -10,12 +10,16 @@
 
 #include "error.h"
 
+#define LR_UFFD_FEATURE_EVENT_REMAP   (1ull << 2)
+#define LR_UFFD_FEATURE_EVENT_REMOVE  (1ull << 3)
+#define LR_UFFD_FEATURE_EVENT_UNMAP   (1ull << 6)
 #define LR_UFFD_FEATURE_THREAD_ID     (1ull << 8)
 #define LR_UFFD_FEATURE_EXACT_ADDRESS (1ull << 11)
 #define LR_UFFD_FEATURE_POISON        (1ull << 14)
 
 struct lr_uffd {
 	int fd;
+	int device; /* /dev/userfaultfd where it came from there, else -1: see lr_uffd_open_like */
 	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY */
 	uint64_t features;  /* in use */
 };
@@ -24,6 +28,10 @@ struct lr_uffd {
  * allows. With those of `features` that the kernel has. Non-blocking and close-on-exec. */
 int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features,
 		 struct lr_problem *ret_problem);
+/* One more of the same kind, in a forked child: by the kept device, which works even where the
+ * child has fewer rights than whoever opened it, else by the system call. */
+int lr_uffd_open_like(struct lr_uffd *uffd, const struct lr_uffd *other,
+		      struct lr_problem *ret_problem);
 void lr_uffd_close(struct lr_uffd *uffd);
 /* Register for MISSING faults: LR_ERR_BUSY where another userfaultfd holds the range,
  * LR_ERR_UNSUPPORTED where the kernel offers no COPY, ZEROPAGE or WAKE for it. */
@@ -39,15 +47,22 @@ int64_t lr_uffd_zeropage(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes
 int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
 void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
 
-struct lr_uffd_fault {
-	uint64_t address;
-	uint32_t thread; /* 0 where the kernel does not tell */
-	bool is_write;
-};
-/* Read up to `room` fault messages, at most LR_UFFD_FAULTS_MAX: their number, 0 where there are
- * none, or a negative errno. */
-int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_fault *ret_faults, int room);
+enum lr_uffd_kind { LR_UFFD_FAULT, LR_UFFD_REMOVE, LR_UFFD_REMAP, LR_UFFD_UNMAP };
 
-#define LR_UFFD_FAULTS_MAX 32
+/* What happened to registered memory. Whoever gave memory up or moved it waits in his system call
+ * until the message is read, and until then no page can be installed anywhere (-EAGAIN). */
+struct lr_uffd_message {
+	enum lr_uffd_kind kind;
+	uint32_t thread; /* FAULT: who, 0 where the kernel does not tell */
+	bool is_write;   /* FAULT */
+	uint64_t start;  /* FAULT: the address */
+	uint64_t end;    /* REMOVE, UNMAP, REMAP */
+	uint64_t to;     /* REMAP: where `start` is now */
+};
+/* Read up to `room` messages, at most LR_UFFD_MESSAGES_MAX: their number, 0 where there are none,
+ * or a negative errno. Faults come before all else. */
+int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_message *ret_messages, int room);
+
+#define LR_UFFD_MESSAGES_MAX 32
 
 #endif

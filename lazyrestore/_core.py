@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
+ON_ERROR = {"fence": 0, "abort": 1}
+FILL_STATES = ("none", "running", "complete", "stopped")
 _ACTIONS = {1: "COPY", 2: "ZEROPAGE", 3: "FENCE", 4: "WAKE"}
 _FENCES = {0: "", 1: "SIGBUS", 2: "SIGSEGV"}
 
@@ -30,10 +32,13 @@ class Core:
 
     _handle: CData = ffi.NULL
 
-    def __init__(self, image: Image, *, privilege: str, trace_records: int) -> None:
+    def __init__(
+        self, image: Image, *, privilege: str, trace_records: int, on_error: str = "fence"
+    ) -> None:
         options = ffi.new("struct lr_session_options *")
         options.privilege = PRIVILEGES[privilege]
         options.trace_records = trace_records
+        options.on_error = ON_ERROR[on_error]
         found = ffi.new("lr_session **")
         problem = new_problem()
         self.image = image
@@ -91,6 +96,32 @@ class Core:
                     )
         if code < 0:
             raise_for_cluster(self.image, number, code, problem, RestoreError)
+
+    def fill(self) -> None:
+        """Start to load everything in the background."""
+        check(lib.lr_session_fill(self._handle), what=f"cannot fill from {self.image.path}")
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for the fill: True when it is complete, False on timeout or where it stopped short.
+
+        Raises ValueError where there is none. Yields to Ctrl-C between slices.
+        """
+        left_ns = None if timeout is None else max(0, int(timeout * 1e9))
+        while True:
+            slice_ns = _SLICE_NS if left_ns is None else min(left_ns, _SLICE_NS)
+            code = lib.lr_session_wait(self._handle, slice_ns)
+            if code != lib.LR_ERR_TIMEOUT:
+                break
+            if left_ns is not None:
+                left_ns -= slice_ns
+                if left_ns <= 0:
+                    return False
+        if code in (lib.LR_ERR_ARGUMENT, lib.LR_ERR_CLOSED):
+            raise ValueError(
+                "no background fill runs for this session: ask for it with prefetch='all', or use"
+                " populate() of its regions"
+            )
+        return bool(code == 0)
 
     def stats(self) -> CData:
         """A `struct lr_session_stats *`."""

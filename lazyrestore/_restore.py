@@ -8,13 +8,13 @@ import warnings
 from array import array
 from typing import Literal
 
-from ._core import PRIVILEGES, Core
+from ._core import ON_ERROR, PRIVILEGES, Core
 from ._open import Image
 from .errors import KernelError
 from .region import PlacedRegion, Region, placed_region
 from .session import Session
 
-_PREFETCH = ("none", "auto")
+_PREFETCH = ("none", "auto", "all")
 _TRACE_MAX = 1 << 24
 
 
@@ -24,6 +24,7 @@ def restore(
     lazy: bool | Literal["auto"] = "auto",
     prefetch: str = "auto",
     privilege: str = "full",
+    on_error: str = "fence",
     at_original_address: bool = False,
     threads: int | None = None,
     trace: int = 0,
@@ -36,11 +37,16 @@ def restore(
             False: decode everything now, on all cores. "auto": lazily where the kernel allows it,
             else now, with one RuntimeWarning that says what to change.
         prefetch: what to load ahead of touches: "none"; "auto": the recorded working set, where
-            there is one (none can be recorded yet, so this too is on demand only). `populate` of a
-            region loads any range at any time.
+            there is one (none can be recorded yet, so this too is on demand only); "all":
+            everything, in the background, at the lowest priority, as far as memory limits allow
+            (`Session.wait`). `populate` of a region loads any range at any time.
         privilege: "full": faults of system calls on a region are served too. "user-mode-only":
             needs no right on any kernel since 5.11, but system calls on missing pages fail with
             EFAULT or stop short, unless they were populated. "auto": full, else user-mode-only.
+        on_error: what becomes of pages that cannot be loaded, because the image is damaged, was
+            changed or cannot be read. "fence": a touch raises SIGBUS (SIGSEGV before Linux 6.6), a
+            system call fails with EFAULT, `Session.errors` says why; a cluster is read again by
+            `populate`, which raises. "abort": the process ends with a message and SIGABRT.
         at_original_address: map each region where it was when it was dumped. Only page-aligned
             regions; nothing is ever replaced.
         threads: decode on so many threads where everything is decoded now; None: one a core.
@@ -60,19 +66,21 @@ def restore(
     if lazy not in (True, False, "auto"):
         raise ValueError(f"lazy is {lazy!r}: it can be True, False or 'auto'")
     if prefetch not in _PREFETCH:
-        raise ValueError(
-            f"prefetch is {prefetch!r}: it can be 'none' or 'auto' (Region.populate loads a range)"
-        )
+        raise ValueError(f"prefetch is {prefetch!r}: it can be {', '.join(map(repr, _PREFETCH))}")
     if privilege not in PRIVILEGES:
         raise ValueError(
             f"privilege is {privilege!r}: it can be {', '.join(map(repr, PRIVILEGES))}"
         )
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error is {on_error!r}: it can be {', '.join(map(repr, ON_ERROR))}")
     if not 0 <= trace <= _TRACE_MAX:
         raise ValueError(f"trace is {trace}: it can be from 0 to {_TRACE_MAX}")
     return map_image(
         Image(path),
         lazy=lazy,
+        prefetch=prefetch,
         privilege=privilege,
+        on_error=on_error,
         at_original_address=at_original_address,
         threads=threads,
         trace=trace,
@@ -83,7 +91,9 @@ def map_image(
     image: Image,
     *,
     lazy: bool | Literal["auto"] = "auto",
+    prefetch: str = "auto",
     privilege: str = "full",
+    on_error: str = "fence",
     at_original_address: bool = False,
     threads: int | None = None,
     trace: int = 0,
@@ -94,7 +104,7 @@ def map_image(
     With `only`, the one region of that name is restored, and not all.
     """
     wanted = range(len(image.regions)) if only is None else (image.number(only),)
-    core = _open_core(image, lazy, privilege, trace)
+    core = _open_core(image, lazy, privilege, trace, on_error)
     waited = array("I")
     regions: dict[str, Region | PlacedRegion] = {}
     for number in wanted:
@@ -113,15 +123,19 @@ def map_image(
 
         buffers = {image.number(name): region for name, region in regions.items()}
         decode_regions(image, buffers, threads=threads)
+    elif prefetch == "all":
+        core.fill()
     return Session(image, core, regions, waited)
 
 
-def _open_core(image: Image, lazy: bool | str, privilege: str, trace: int) -> Core | None:
+def _open_core(
+    image: Image, lazy: bool | str, privilege: str, trace: int, on_error: str
+) -> Core | None:
     if not lazy:
         return None
     trace_records = 1 << (trace - 1).bit_length() if trace > 0 else 0
     try:
-        return Core(image, privilege=privilege, trace_records=trace_records)
+        return Core(image, privilege=privilege, trace_records=trace_records, on_error=on_error)
     except KernelError as error:
         if lazy != "auto":
             raise

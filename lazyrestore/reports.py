@@ -184,6 +184,8 @@ class SessionStats:
         errors: clusters that could not be loaded.
         privilege: "full" or "user-mode-only": what the session's userfaultfd is; "none" where the
             image was restored eagerly.
+        fill: of the background fill: "none" (none was asked for), "running", "complete" (all was
+            loaded that could be), "stopped" (short of a memory limit; the rest comes when touched).
     """
 
     faults: int
@@ -196,6 +198,7 @@ class SessionStats:
     service_us: Latency | None
     errors: int
     privilege: str
+    fill: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

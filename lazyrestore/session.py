@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from . import _latency
-from ._core import Core
+from ._core import FILL_STATES, Core
 from ._open import Image
 from .errors import RegionNotFound
 from .region import PlacedRegion, Region
@@ -78,7 +78,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
                 resident += region.resident_bytes
         touched = _latency.from_nanoseconds(self._waited)
         if self._core is None:
-            return SessionStats(0, 0, 0, 0, 0, resident, touched, None, 0, "none")
+            return SessionStats(0, 0, 0, 0, 0, resident, touched, None, 0, "none", "none")
         raw = self._core.stats()
         service = raw.service
         return SessionStats(
@@ -94,6 +94,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
             ),
             errors=raw.errors,
             privilege="full" if raw.privilege == 0 else "user-mode-only",
+            fill=FILL_STATES[raw.fill],
         )
 
     @property
@@ -102,20 +103,20 @@ class Session(Mapping[str, Region | PlacedRegion]):
         return int(self._core.stats().faults) if self._core is not None else 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all pages are resident.
+        """Wait until the background fill (`prefetch="all"`) has loaded all pages.
 
         Args:
             timeout: seconds; None: no limit.
 
         Returns:
-            True when all is there; False on timeout.
+            True when all is there that could be loaded (`errors` has the rest); False on timeout,
+            and at once where the fill stopped short of a memory limit (`stats().fill` tells).
 
         Raises:
-            ValueError: nothing fills this session in the background.
+            ValueError: nothing fills this session in the background: it was not asked for, or this
+                is a forked child.
         """
-        if self._core is None:
-            return True
-        raise ValueError("no background fill runs for this session: use populate() of its regions")
+        return True if self._core is None else self._core.wait(timeout)
 
     def read_trace(self, timeout: float | None = 0) -> list[TraceRecord]:
         """Faults served since the last call; needs `restore(..., trace=N)`.

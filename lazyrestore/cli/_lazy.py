@@ -31,6 +31,7 @@ class Plan:
     touch: str
     count: int | None
     seed: int
+    prefetch: str
     privilege: str
     or_eager: bool
     at_original_address: bool
@@ -151,6 +152,7 @@ def _map(image: Image, plan: Plan) -> Session:
         return map_image(
             image,
             lazy=lazy,
+            prefetch=plan.prefetch,
             privilege=plan.privilege,
             at_original_address=plan.at_original_address,
             threads=plan.threads,

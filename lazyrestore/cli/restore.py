@@ -55,8 +55,11 @@ def restore(
         typer.Option(metavar="N", help="With --touch random: chooses the order.  [default: 0]"),
     ] = None,
     prefetch: Annotated[
-        Literal["none", "auto"] | None,
-        typer.Option(help="With --lazy: what to load ahead of touches.  [default: none]"),
+        Literal["none", "auto", "all"] | None,
+        typer.Option(
+            help="With --lazy: what to load ahead of touches: all is everything, in the background."
+            "  [default: none]"
+        ),
     ] = None,
     privilege: Annotated[
         Literal["full", "auto", "user-mode-only"] | None,
@@ -117,6 +120,7 @@ def restore(
             touch=touch or "first",
             count=count,
             seed=seed or 0,
+            prefetch=prefetch or "none",
             privilege=privilege or "full",
             or_eager=or_eager,
             at_original_address=at_original_address,

@@ -10,7 +10,7 @@
 
 struct setting {
 	struct lr_target target;
-	struct lr_range range;
+	uint64_t start;
 	uint8_t *memory;
 	uint8_t source[PAGES * PAGE];
 };
@@ -30,11 +30,8 @@ static struct setting *set_up(void)
 	set->memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			   -1, 0);
 	CHECK(set->memory != MAP_FAILED);
-	set->range.start = (uint64_t)(uintptr_t)set->memory;
-	set->range.bytes = PAGES * PAGE;
-	atomic_store(&set->range.state, LR_RANGE_ACTIVE);
-	CHECK_EQ(lr_uffd_register(&set->target.uffd, set->range.start, set->range.bytes, NULL),
-		 LR_OK);
+	set->start = (uint64_t)(uintptr_t)set->memory;
+	CHECK_EQ(lr_uffd_register(&set->target.uffd, set->start, PAGES * PAGE, NULL), LR_OK);
 	for (unsigned i = 0; i < sizeof(set->source); i++)
 		set->source[i] = (uint8_t)(1 + i / PAGE);
 	return set;
@@ -50,12 +47,21 @@ static void tear_down(struct setting *set)
 static int install(struct setting *set, enum lr_install_kind kind, unsigned first, unsigned count,
 		   uint64_t *pages)
 {
-	int os_error = 0;
+	struct lr_installed installed;
+	int code = lr_install(&set->target, kind, set->start + first * PAGE,
+			      kind == LR_INSTALL_COPY ? set->source + first * PAGE : NULL,
+			      count * PAGE, &installed);
 
-	*pages = 0;
-	return lr_install(&set->target, &set->range, kind, true, set->range.start + first * PAGE,
-			  kind == LR_INSTALL_COPY ? set->source + first * PAGE : NULL, count * PAGE,
-			  pages, &os_error);
+	CHECK_EQ(installed.bytes, code == LR_OK ? count * PAGE : installed.bytes);
+	*pages = installed.pages;
+	return code;
+}
+
+static int fence(struct setting *set, unsigned first, unsigned count)
+{
+	struct lr_piece piece = {.start = set->start, .end = set->start + PAGES * PAGE};
+
+	return lr_install_fence(&set->target, &piece, set->start + first * PAGE, count * PAGE);
 }
 
 /* Pages 3, 4, 9 and 15 are there with bytes of their own: they stay, all others come. */
@@ -141,7 +147,7 @@ static void wakes_who_waits_for_a_page_that_is_there(void)
 		uint64_t dst, src, len, mode;
 		int64_t copy;
 	} request = {(uintptr_t)waiter.at, (uintptr_t)set->source, PAGE, 1, 0};
-	struct lr_uffd_fault fault;
+	struct lr_uffd_message fault;
 	uint64_t pages;
 
 	CHECK_EQ(pthread_create(&waiter.thread, NULL, touch, &waiter), 0);
@@ -162,7 +168,7 @@ static void fences_what_is_missing_only(void)
 	uint64_t pages;
 
 	CHECK_EQ(install(set, LR_INSTALL_COPY, 4, 2, &pages), LR_OK);
-	int kind = lr_install_fence(&set->target, &set->range, set->range.start, PAGES * PAGE);
+	int kind = fence(set, 0, PAGES);
 
 	if (!(set->target.uffd.features & LR_UFFD_FEATURE_POISON))
 		SKIP("no UFFDIO_POISON before Linux 6.6");
@@ -185,8 +191,7 @@ static void fences_without_poison(void)
 
 	set->target.uffd.features &= ~LR_UFFD_FEATURE_POISON;
 	CHECK_EQ(install(set, LR_INSTALL_COPY, 0, 4, &pages), LR_OK);
-	CHECK_EQ(lr_install_fence(&set->target, &set->range, set->range.start + 4 * PAGE, 4 * PAGE),
-		 2);
+	CHECK_EQ(fence(set, 4, 4), 2);
 	CHECK_EQ(check_touch(set->memory + 3 * PAGE, 0), 0);
 	CHECK_EQ(check_touch(set->memory + 4 * PAGE, 0), SIGSEGV);
 	CHECK_EQ(check_touch(set->memory + 7 * PAGE, 1), SIGSEGV);

@@ -22,14 +22,12 @@ static struct setting *set_up(struct setting *set, uint32_t host_page)
 	uint8_t *memory;
 
 	CHECK_EQ(lr_image_open(set->image.path, &set->opened, NULL), LR_OK);
-	CHECK_EQ(lr_target_open(&set->target, set->opened), LR_OK);
-	if (host_page)
-		set->target.host_page = host_page;
+	CHECK_EQ(lr_target_open(&set->target, set->opened, host_page), LR_OK);
 	host_page = set->target.host_page;
 	if (lr_uffd_open(&set->target.uffd, LR_PRIVILEGE_AUTO, LR_UFFD_FEATURE_POISON, &problem)
 	    < 0)
 		SKIP("no userfaultfd here: %s", strerror(problem.os_error));
-	CHECK_EQ(lr_loader_open(&set->loader, &set->target, true), LR_OK);
+	CHECK_EQ(lr_loader_open(&set->loader, &set->target), LR_OK);
 	set->range = &set->target.ranges[0];
 	bytes = (set->range->region.length + host_page - 1) / host_page * host_page;
 	/* Larger host pages are aligned to their size. */
@@ -70,9 +68,41 @@ static struct lr_outcome fault(struct setting *set, uint64_t offset)
 {
 	struct lr_outcome outcome;
 
-	lr_loader_fault(&set->loader, set->range,
-			offset / set->target.host_page * set->target.host_page, &outcome);
+	CHECK_EQ(lr_loader_fault(&set->loader, set->range,
+				 offset / set->target.host_page * set->target.host_page, &outcome),
+		 LR_OK);
 	return outcome;
+}
+
+/* Load a cluster, and the zero ones behind it, as a feed and the pager would. */
+static int load(struct setting *set, uint64_t cluster, uint64_t max_clusters, uint64_t *ret_run)
+{
+	const struct lr_image_info *info = &set->target.image->info;
+	struct lr_decoder *decoder = &set->loader.decoder;
+	struct lr_problem problem = {0};
+	struct lr_decoded decoded = {
+		.info = &decoder->info,
+		.expanded = set->loader.expanded,
+		.page_size = info->page_size,
+		.host_page = set->target.host_page,
+	};
+	int code = lr_decoder_find(decoder, &set->range->region, cluster, &problem);
+
+	CHECK_EQ(code, LR_OK);
+	code = lr_decoder_decode(decoder, &problem);
+	*ret_run = 1;
+	if (code < 0) {
+		CHECK_EQ(lr_loader_fence(&set->loader, set->range, cluster, &decoded, &problem),
+			 LR_OK);
+		return code;
+	}
+	decoded.data = decoder->data;
+	if (decoded.expanded)
+		lr_layout_expand(decoded.info, decoded.data, info->page_size, set->loader.expanded,
+				 info->cluster_size);
+	if (decoder->info.data_pages == 0)
+		*ret_run = decoder->info.run < max_clusters ? decoder->info.run : max_clusters;
+	return lr_loader_install(&set->loader, set->range, &decoded, *ret_run, &problem);
 }
 
 /* All of the region by faults in a scattered order, each only where nothing is yet. */
@@ -136,8 +166,7 @@ static void loads_all_page_sizes(void)
 		uint64_t run;
 
 		for (uint64_t cluster = 0; cluster < set->image.cluster_count; cluster += run)
-			CHECK_EQ(lr_loader_load(&set->loader, set->range, cluster, 100, &run, NULL),
-				 LR_OK);
+			CHECK_EQ(load(set, cluster, 100, &run), LR_OK);
 		CHECK_MEM(set->memory, set->image.regions[0].bytes, set->image.regions[0].length);
 		CHECK_EQ(set->loader.pages_copied + set->loader.pages_zeroed,
 			 set->range->bytes / set->target.host_page);
@@ -152,9 +181,8 @@ static void refuses_clusters_below_the_host_page(void)
 
 	image_make(&set.image, 4096, 16384, 100000, "d");
 	CHECK_EQ(lr_image_open(set.image.path, &set.opened, NULL), LR_OK);
-	CHECK_EQ(lr_target_open(&set.target, set.opened), LR_OK);
-	set.target.host_page = 65536;
-	CHECK_EQ(lr_loader_open(&set.loader, &set.target, true), LR_ERR_PAGE_SIZE);
+	CHECK_EQ(lr_target_open(&set.target, set.opened, 65536), LR_OK);
+	CHECK_EQ(lr_loader_open(&set.loader, &set.target), LR_ERR_PAGE_SIZE);
 	lr_loader_close(&set.loader);
 	lr_target_close(&set.target);
 	lr_image_close(set.opened);
@@ -201,7 +229,7 @@ static void fences_a_damaged_cluster(void)
 	CHECK_EQ(fault(set, 20 * 4096).action, LR_ACTION_ZEROPAGE);
 	CHECK_EQ(fault(set, 0).action, LR_ACTION_COPY);
 	CHECK_EQ(fault(set, 40 * 4096).action, LR_ACTION_COPY);
-	CHECK_EQ(lr_loader_load(&set->loader, set->range, 1, 1, &run, NULL), LR_ERR_CHECKSUM);
+	CHECK_EQ(load(set, 1, 1, &run), LR_ERR_CHECKSUM);
 	CHECK_EQ(set->target.error_count, 1);
 	CHECK_EQ(set->target.errors[0].code, LR_ERR_CHECKSUM);
 	CHECK_EQ(set->target.errors[0].cluster, 1);

@@ -118,7 +118,7 @@ def overlap(address, region):
 
 def test_a_collected_region_fences_nothing_of_a_later_session(make_image):
     """The first session goes on, with a region whose memory the second one has by now."""
-    made = make_image({"data": "d" * 2048, "more": "d" * 16})
+    made = make_image({"data": "d" * 8192, "more": "d" * 16})
     reused = 0
     for _ in range(5):
         first = lazyrestore.restore(made.path, lazy=True)
@@ -293,23 +293,19 @@ def test_a_fresh_interpreter_exits_cleanly(small, name):
 # ---- fork ----------------------------------------------------------------------------------------
 
 
-def test_a_forked_child_that_touches_dies_and_its_parent_goes_on(small):
+def test_a_forked_child_reads_what_its_parent_had_not_loaded(small):
     run_in_child(
         """
-        import os, resource, signal, sys
+        import os, sys
         import lazyrestore
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         session = lazyrestore.restore(sys.argv[1], lazy=True)
         expected = lazyrestore.open(sys.argv[1]).read("data")
         region = session["data"]
-        assert region[:PAGE] == expected[:PAGE] if (PAGE := 4096) else False
-        for offset in (0, 8192, len(region) - 1):
-            child = os.fork()
-            if child == 0:
-                region[offset]
-                os._exit(0)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            assert code in (-signal.SIGSEGV, -signal.SIGBUS), code
+        assert region[0] == expected[0]
+        child = os.fork()
+        if child == 0:
+            os._exit(region[:] != expected)
+        assert os.waitpid(child, 0)[1] == 0
         assert region[:] == expected
         """,
         small.path,
@@ -330,9 +326,9 @@ def test_a_forked_child_may_collect_close_and_exit(small):
             with s: pass
         def collect(s, r): r.me = s
         def populate(s, r):
-            try: r.populate()
-            except ValueError: return
-            raise AssertionError("populated in a child")
+            r.populate()
+            assert s.stats().pages_copied and not s.stats().faults
+            assert r[:] == expected
         def ask(s, r): s.stats(), s.errors, s.read_trace(), repr(s), repr(r)
         def again(s, r):
             with lazyrestore.restore(sys.argv[1], lazy=True) as mine:

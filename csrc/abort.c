@@ -1,0 +1,40 @@
+#include "abort.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* The image's path as the kernel knows it: nothing of the caller's need be there still. */
+static void find_path(const struct lr_image *image, char *ret_path, size_t room)
+{
+	char link[40];
+	ssize_t got;
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", image->source.fd);
+	got = readlink(link, ret_path, room - 1);
+	if (got < 0)
+		got = 0;
+	ret_path[got] = '\0';
+}
+
+void lr_abort(const struct lr_image *image, const struct lr_region_info *region,
+	      const struct lr_load_error *error)
+{
+	char path[512], message[1536];
+	int name_bytes = region->name_bytes < 256 ? (int)region->name_bytes : 256;
+	int length;
+
+	find_path(image, path, sizeof(path));
+	length = snprintf(message, sizeof(message),
+			  "lazyrestore: %s: region '%.*s', cluster %llu (offset %llu): %s%s%s;"
+			  " on_error is abort, so the process ends here\n",
+			  path[0] ? path : "image", name_bytes, region->name,
+			  (unsigned long long)error->cluster, (unsigned long long)error->offset,
+			  lr_strerror(error->code), error->os_error ? ": " : "",
+			  error->os_error ? strerror(error->os_error) : "");
+	/* Not by stdio: another thread may hold its lock, and wait for the page. */
+	if (length > 0 && write(STDERR_FILENO, message, strnlen(message, sizeof(message))) < 0)
+		abort();
+	abort();
+}

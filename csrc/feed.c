@@ -1,0 +1,155 @@
+#include "feed.h"
+
+#include <string.h>
+#include <sys/mman.h>
+
+/* How much is asked for at once where the index has one entry for many zero clusters: a fault that
+ * comes meanwhile waits for it. */
+#define ZERO_STEP_BYTES (2u << 20)
+
+static uint64_t buffer_bytes(const struct lr_feed *feed)
+{
+	const struct lr_target *target = feed->pager->target;
+	bool is_expanded = target->host_page > target->image->info.page_size;
+
+	return (is_expanded ? 2 : 1) * (uint64_t)target->image->info.cluster_size;
+}
+
+int lr_feed_open(struct lr_feed *feed, struct lr_pager *pager)
+{
+	const struct lr_target *target = pager->target;
+	uint64_t cluster_size = target->image->info.cluster_size, bytes;
+	void *buffers;
+	int code;
+
+	memset(feed, 0, sizeof(*feed));
+	feed->pager = pager;
+	code = lr_decoder_open(&feed->decoder, target->image);
+	if (code < 0)
+		return code;
+	bytes = buffer_bytes(feed);
+	buffers = mmap(NULL, LR_FEED_SLOTS * bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (buffers == MAP_FAILED) {
+		lr_decoder_close(&feed->decoder);
+		return LR_ERR_NOMEM;
+	}
+	feed->buffers = buffers;
+	for (uint32_t i = 0; i < LR_FEED_SLOTS; i++) {
+		feed->slots[i].data = feed->buffers + i * bytes;
+		if (bytes > cluster_size)
+			feed->slots[i].expanded = feed->slots[i].data + cluster_size;
+	}
+	return LR_OK;
+}
+
+void lr_feed_close(struct lr_feed *feed)
+{
+	if (!feed->buffers)
+		return;
+	munmap(feed->buffers, LR_FEED_SLOTS * buffer_bytes(feed));
+	feed->buffers = NULL;
+	lr_decoder_close(&feed->decoder);
+}
+
+static int take_result(struct lr_feed_slot *slot, struct lr_problem *ret_problem)
+{
+	int code;
+
+	if (!slot->is_used)
+		return LR_OK;
+	code = lr_job_wait(&slot->job);
+	slot->is_used = false;
+	if (code < 0 && ret_problem)
+		*ret_problem = slot->job.problem;
+	return code;
+}
+
+static int decode(struct lr_feed *feed, struct lr_feed_slot *slot)
+{
+	const struct lr_image_info *info = &feed->pager->target->image->info;
+	struct lr_decoder *decoder = &feed->decoder;
+	uint8_t *data = decoder->data;
+	int code = lr_decoder_decode(decoder, &slot->job.problem);
+
+	if (code < 0)
+		return code;
+	/* Exchanged, not copied. */
+	decoder->data = slot->data;
+	decoder->decoded_cluster = LR_NOWHERE;
+	slot->data = data;
+	if (slot->expanded)
+		lr_layout_expand(&slot->info, slot->data, info->page_size, slot->expanded,
+				 info->cluster_size);
+	return LR_OK;
+}
+
+static uint64_t run_of(const struct lr_feed *feed, const struct lr_range *range,
+		       const struct lr_cluster_info *info, uint64_t end)
+{
+	uint64_t run = ZERO_STEP_BYTES / feed->pager->target->image->info.cluster_size;
+	uint64_t last = range->region.first_cluster + range->region.cluster_count;
+
+	if (info->data_pages > 0 || run == 0)
+		return 1;
+	if (run > info->run)
+		run = info->run;
+	if (run > end - info->cluster)
+		run = end - info->cluster;
+	return run < last - info->cluster ? run : last - info->cluster;
+}
+
+int lr_feed_load(struct lr_feed *feed, struct lr_range *range, uint64_t cluster, uint64_t end,
+		 uint64_t *ret_run, struct lr_problem *ret_problem)
+{
+	struct lr_target *target = feed->pager->target;
+	struct lr_feed_slot *slot = &feed->slots[feed->next];
+	struct lr_job *job = &slot->job;
+	bool is_failed;
+	int before;
+
+	*ret_run = 1;
+	if (lr_pageset_get(&target->clusters, cluster) == LR_STATE_SETTLED)
+		return LR_OK;
+	before = take_result(slot, ret_problem);
+	memset(job, 0, sizeof(*job));
+	job->range = range;
+	job->cluster = cluster;
+	job->clusters = 1;
+	job->code = lr_decoder_find(&feed->decoder, &range->region, cluster, &job->problem);
+	if (job->code == LR_OK) {
+		slot->info = feed->decoder.info;
+		job->code = decode(feed, slot);
+		job->clusters = *ret_run = run_of(feed, range, &slot->info, end);
+		job->decoded = (struct lr_decoded){
+			.info = &slot->info,
+			.data = slot->data,
+			.expanded = slot->expanded,
+			.page_size = target->image->info.page_size,
+			.host_page = target->host_page,
+		};
+	}
+	job->payload_bytes_read = feed->decoder.payload_bytes_read;
+	job->clusters_decoded = feed->decoder.clusters_decoded;
+	feed->decoder.payload_bytes_read = feed->decoder.clusters_decoded = 0;
+	slot->is_used = true;
+	feed->next = (feed->next + 1) % LR_FEED_SLOTS;
+	is_failed = job->code < 0;
+	lr_pager_submit(feed->pager, job);
+	/* Known now: the caller may want to go no further. */
+	return is_failed && before == LR_OK ? take_result(slot, ret_problem) : before;
+}
+
+int lr_feed_finish(struct lr_feed *feed, struct lr_problem *ret_problem)
+{
+	int result = LR_OK;
+
+	for (uint32_t i = 0; i < LR_FEED_SLOTS; i++) {
+		struct lr_feed_slot *slot = &feed->slots[(feed->next + i) % LR_FEED_SLOTS];
+		int code = take_result(slot, result == LR_OK ? ret_problem : NULL);
+
+		if (result == LR_OK)
+			result = code;
+	}
+	return result;
+}

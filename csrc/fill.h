@@ -1,0 +1,30 @@
+/*
+ * The background fill: loads a whole session by one thread of the lowest priority. Floor 7. It
+ * stops short of a memory limit, because a limit that is hit kills.
+ */
+#ifndef LR_FILL_H
+#define LR_FILL_H
+
+#include "feed.h"
+#include "headroom.h"
+
+struct lr_fill {
+	struct lr_pager *pager;
+	struct lr_feed feed;
+	struct lr_headroom headroom;
+	pthread_t thread;
+	bool is_started;
+	_Atomic bool is_stopping;
+	_Atomic uint32_t state; /* enum lr_fill_state; who waits, waits for its change */
+};
+
+/* LR_ERR_BUSY where it was started before. */
+int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager);
+/* As lr_session_wait. */
+int lr_fill_wait(struct lr_fill *fill, int64_t timeout_ns);
+/* End it where it is. */
+void lr_fill_stop(struct lr_fill *fill);
+/* In a forked child, where the thread does not exist: there is no fill. */
+void lr_fill_abandon(struct lr_fill *fill);
+
+#endif
