@@ -114,5 +114,6 @@ int lr_install_fence(const struct lr_target *target, const struct lr_piece *piec
 		lr_uffd_wake(&target->uffd, to, bytes);
 		return 2;
 	}
-	return 0;
+	/* No memory for what the kernel keeps of mappings: whoever waits must not get zeros. */
+	return LR_ERR_NOMEM;
 }

@@ -35,8 +35,8 @@ int lr_install(const struct lr_target *target, enum lr_install_kind kind, uint64
 int lr_install_zeros(const struct lr_target *target, uint64_t to, uint64_t bytes,
 		     struct lr_installed *ret_installed);
 
-/* Fence a run that is missing: POISON, else no access. 1 poisoned, 2 no access, 0 neither worked,
- * LR_LATER. `piece` is where it lies. */
+/* Fence a run that is missing: POISON, else no access. 1 poisoned, 2 no access, LR_LATER, or
+ * LR_ERR_NOMEM where neither could be done now. `piece` is where it lies. */
 int lr_install_fence(const struct lr_target *target, const struct lr_piece *piece, uint64_t to,
 		     uint64_t bytes);
 

@@ -255,7 +255,7 @@ struct lr_load_error {
 	uint32_t region;
 	int32_t code;
 	int32_t os_error;
-	int32_t fenced;  /* 1: poisoned (SIGBUS), 2: no access (SIGSEGV), 0: could not be fenced */
+	int32_t fenced;  /* 1: poisoned (SIGBUS), 2: no access (SIGSEGV) */
 	uint64_t offset; /* in the region */
 	uint64_t length;
 	uint64_t cluster;

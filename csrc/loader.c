@@ -188,26 +188,25 @@ static void finish(struct lr_target *target, const struct lr_range *range, uint6
 			       LR_STATE_SETTLED);
 }
 
-/* Fence what is not settled of [begin, end): how it was done, or LR_LATER. */
+/* Fence what is not settled of [begin, end): how it was done, or LR_LATER, LR_ERR_NOMEM. */
 static int fence_unsettled(struct lr_target *target, struct lr_range *range, uint64_t begin,
 			   uint64_t end)
 {
 	struct lr_piece piece;
 	uint64_t stop;
-	int worst = -1;
+	int how = 1;
 
 	while (next_unsettled(target, range, &begin, end, &stop)
 	       && find_piece(target, range, &begin, &stop, &piece)) {
 		int fenced =
 			lr_install_fence(target, &piece, address_of(&piece, begin), stop - begin);
 
-		if (fenced == LR_LATER)
-			return LR_LATER;
-		/* One that did not take counts more than those that did. */
-		worst = worst < 0 || fenced == 0 ? fenced : worst;
+		if (fenced < 0)
+			return fenced;
+		how = fenced;
 		begin = stop;
 	}
-	return worst < 0 ? 1 : worst;
+	return how;
 }
 
 int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t cluster,
@@ -240,9 +239,9 @@ int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t c
 			int fenced = fence_unsettled(target, range, cluster_begin + run.begin,
 						     cluster_begin + run.end);
 
-			if (fenced == LR_LATER)
-				return LR_LATER;
-			error.fenced = error.fenced ? fenced : 0;
+			if (fenced < 0)
+				return fenced;
+			error.fenced = fenced;
 		}
 		offset = run.end;
 	}
@@ -256,7 +255,7 @@ void lr_loader_fence_rest(struct lr_target *target, struct lr_range *range)
 {
 	struct timespec pause = {.tv_nsec = 100000};
 
-	while (fence_unsettled(target, range, 0, range->bytes) == LR_LATER)
+	while (fence_unsettled(target, range, 0, range->bytes) < 0)
 		nanosleep(&pause, NULL);
 }
 
@@ -287,7 +286,12 @@ static int give_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t
 		outcome->action = LR_ACTION_ZEROPAGE;
 	outcome->bytes = installed.pages * target->host_page;
 	loader->pages_zeroed += installed.pages;
-	return code;
+	if (code == LR_ERR_SYSTEM) {
+		outcome->action = LR_ACTION_FENCE;
+		code = lr_install_fence(target, &piece, address_of(&piece, offset),
+					target->host_page);
+	}
+	return code < 0 ? code : LR_OK;
 }
 
 /* Install the touched run, then the others of its cluster. */
@@ -362,7 +366,7 @@ int lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t o
 	if (!ret_outcome->touched_ns)
 		ret_outcome->touched_ns = lr_clock_ns();
 	/* The address space is gone, or will be: nobody waits. */
-	return code == LR_ERR_GONE || code == LR_ERR_SYSTEM ? LR_OK : code;
+	return code == LR_ERR_GONE ? LR_OK : code;
 }
 
 int lr_loader_install(struct lr_loader *loader, struct lr_range *range,
@@ -386,10 +390,12 @@ int lr_loader_install(struct lr_loader *loader, struct lr_range *range,
 				   ret_problem);
 		offset = run.end;
 	}
-	if (code < 0 && must_fence(code)
-	    && lr_loader_fence(loader, range, decoded->info->cluster, decoded, ret_problem)
-		       == LR_LATER)
-		return LR_LATER;
+	if (code < 0 && must_fence(code)) {
+		int fenced = lr_loader_fence(loader, range, decoded->info->cluster, decoded,
+					     ret_problem);
+
+		return fenced < 0 ? fenced : code;
+	}
 	for (uint64_t offset = begin; code == LR_OK && offset < end; offset += cluster_size)
 		finish(target, range, offset);
 	return code;

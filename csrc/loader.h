@@ -53,7 +53,7 @@ int lr_loader_install(struct lr_loader *loader, struct lr_range *range,
 		      const struct lr_decoded *decoded, uint64_t clusters,
 		      struct lr_problem *ret_problem);
 /* Fence a cluster that could not be decoded elsewhere: `decoded` is NULL where not even the index
- * has it. Same conditions; LR_OK or LR_LATER. */
+ * has it. Same conditions; LR_OK, LR_LATER or LR_ERR_NOMEM. */
 int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t cluster,
 		    const struct lr_decoded *decoded, const struct lr_problem *problem);
 

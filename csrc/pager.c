@@ -59,11 +59,12 @@ static int serve_elsewhere(struct lr_pager *pager, uint64_t page)
 	struct lr_target *target = pager->target;
 	struct lr_piece piece = {.start = page, .end = page + target->host_page};
 	struct lr_installed installed;
-	int code;
+	int code = LR_ERR_SYSTEM;
 
 	if (!is_lost(target, page))
-		return lr_install_zeros(target, page, target->host_page, &installed);
-	code = lr_install_fence(target, &piece, page, target->host_page);
+		code = lr_install_zeros(target, page, target->host_page, &installed);
+	if (code == LR_ERR_SYSTEM)
+		code = lr_install_fence(target, &piece, page, target->host_page);
 	return code < 0 ? code : LR_OK;
 }
 
@@ -95,19 +96,23 @@ static int serve(struct lr_pager *pager, struct lr_waiting *fault)
 	return code == LR_LATER || code == LR_ERR_NOMEM ? code : LR_OK;
 }
 
-/* Serve what waits, until one cannot be. */
+/* Serve what waits. Where a message is to be read first, the rest waits on; where there is no
+ * memory for one, others may need none. */
 static int serve_waiting(struct lr_pager *pager)
 {
-	uint32_t done = 0;
-	int code = LR_OK;
+	uint32_t kept = 0;
+	int result = LR_OK;
 
-	while (done < pager->waiting_count && code == LR_OK) {
-		code = serve(pager, &pager->waiting[done]);
-		done += code == LR_OK;
+	for (uint32_t i = 0; i < pager->waiting_count; i++) {
+		struct lr_waiting fault = pager->waiting[i];
+		int code = result == LR_LATER ? LR_LATER : serve(pager, &fault);
+
+		if (code == LR_OK)
+			continue;
+		result = code;
+		pager->waiting[kept++] = fault;
 	}
-	pager->waiting_count -= done;
-	memmove(pager->waiting, pager->waiting + done,
-		pager->waiting_count * sizeof(pager->waiting[0]));
+	pager->waiting_count = kept;
 	if (pager->waiting_count == 0 && pager->dropped_low < pager->dropped_high) {
 		/* Whoever still waits there asks again. */
 		lr_uffd_wake(&pager->target->uffd, pager->dropped_low,
@@ -115,7 +120,7 @@ static int serve_waiting(struct lr_pager *pager)
 		pager->dropped_low = UINT64_MAX;
 		pager->dropped_high = 0;
 	}
-	return code;
+	return result;
 }
 
 static void keep(struct lr_pager *pager, const struct lr_uffd_message *fault, uint64_t read_ns)
@@ -189,7 +194,7 @@ static int do_job(struct lr_pager *pager)
 {
 	struct lr_job *job = pager->jobs;
 	struct lr_loader *loader = &pager->loader;
-	int code = job->code;
+	int code = job->code, fenced = LR_OK;
 
 	pthread_mutex_lock(&loader->busy);
 	loader->clusters_decoded += job->clusters_decoded;
@@ -200,10 +205,11 @@ static int do_job(struct lr_pager *pager)
 	else if (code == LR_OK)
 		code = lr_loader_install(loader, job->range, &job->decoded, job->clusters,
 					 &job->problem);
-	else if (lr_loader_fence(loader, job->range, job->cluster,
-				 job->decoded.info ? &job->decoded : NULL, &job->problem)
-		 == LR_LATER)
-		code = LR_LATER;
+	else
+		fenced = lr_loader_fence(loader, job->range, job->cluster,
+					 job->decoded.info ? &job->decoded : NULL, &job->problem);
+	if (fenced < 0)
+		code = fenced;
 	pthread_mutex_unlock(&loader->busy);
 	if (code != LR_LATER)
 		end_job(pager, job, code);
