@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import reprlib
+from typing import Any, Literal
 
 import numpy
 
@@ -20,18 +21,29 @@ def as_array(buffer: Any, length: int, metadata: dict[str, object]) -> numpy.nda
     if described is None:
         described = {"dtype": "|u1", "shape": [length], "order": "C"}
     try:
-        assert isinstance(described, dict)
-        dtype = numpy.lib.format.descr_to_dtype(_descr(described["dtype"]))
-        shape = tuple(int(size) for size in described["shape"])
-        order = str(described.get("order", "C"))
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise ImageError(f"the metadata does not describe an array: {described!r}") from error
+        return _build(buffer, length, described)
+    except Exception as error:  # an image may say anything, and numpy raises many things
+        shown = reprlib.repr(described)  # of what is nested too deeply only so much
+        raise ImageError(
+            f"the metadata does not describe an array of {length} bytes: {shown}"
+        ) from error
+
+
+def _build(buffer: Any, length: int, described: Any) -> numpy.ndarray[Any, Any]:
+    """The array; any exception if there is none that is so described."""
+    dtype = numpy.lib.format.descr_to_dtype(_descr(described["dtype"]))
+    shape = tuple(described["shape"])
+    order: Literal["F", "C"] = "F" if described.get("order", "C") == "F" else "C"
+    if dtype.hasobject:
+        raise TypeError("Python's objects do not lie in an image")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError("a size is a whole number, 0 or more")
     if math.prod(shape) * dtype.itemsize != length:
-        raise ImageError(f"the metadata describes an array of another length: {described!r}")
+        raise ValueError("it would have another length")
     if not length:
-        return numpy.empty(shape, dtype, order="F" if order == "F" else "C")
+        return numpy.empty(shape, dtype, order=order)
     flat = numpy.frombuffer(memoryview(buffer).cast("B"), dtype=dtype)
-    return flat.reshape(shape, order="F" if order == "F" else "C")
+    return flat.reshape(shape, order=order)
 
 
 def _descr(described: Any) -> Any:

@@ -82,14 +82,14 @@ class Image:
     def info(self) -> ImageInfo:
         """What the image says of itself; reads its header again."""
         raw = self._open_raw()
-        header = self._header()
+        header = self.header()
         stored = raw.file_bytes
         return ImageInfo(
             path=self.path,
             version=raw.version,
-            created=str(header.get("created", "")),
-            writer=str(header.get("writer", "")),
-            source=str(header.get("source", "")),
+            created=self._text(header, "created"),
+            writer=self._text(header, "writer"),
+            source=self._text(header, "source"),
             page_size=raw.page_size,
             cluster_size=raw.cluster_size,
             logical_bytes=raw.logical_bytes,
@@ -144,12 +144,24 @@ class Image:
         check(code, problem, what=f"cannot read {self.path}", file=self.path)
         return bytes(data)
 
-    def _header(self) -> dict[str, object]:
+    def header(self) -> dict[str, object]:
+        """What stands in the header, of which not even the types of values are checked.
+
+        Raises:
+            ImageError: it is not a map.
+        """
         data = self.read_raw(0, self._raw.header_bytes)
         record = unpack(data, f"{self.path}: the image's header")
         value = record.get("lazyrestore") if isinstance(record, dict) else None
         if not isinstance(value, dict):
             raise ImageError(f"{self.path}: the image's header is not a map")
+        return value
+
+    def _text(self, header: dict[str, object], key: str) -> str:
+        # Not str(): of lists in lists in lists that is a RecursionError.
+        value = header.get(key, "")
+        if not isinstance(value, str):
+            raise ImageError(f"{self.path}: the image's header is damaged: {key} is not a text")
         return value
 
     def metadata(self, name: str) -> dict[str, object]:
@@ -352,9 +364,15 @@ def unpack(data: bytes, what: str) -> object:
         return made
 
     try:
+        # First see that all is there that lengths claim: in 64 KiB arrays within arrays can claim
+        # some 60,000 items each, and a list of that length would be made for each.
+        unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+        unpacker.feed(data)
+        unpacker.skip()
         return msgpack.unpackb(data, strict_map_key=True, object_pairs_hook=once)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise ImageError(f"{what} is damaged: {error}: take another copy") from None
+        why = str(error) or "it is cut short"
+        raise ImageError(f"{what} is damaged: {why}: take another copy") from None
 
 
 def check_range(name: str, offset: int, length: int, total: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 import queue
@@ -123,18 +124,25 @@ class _Check:
 
     def _pieces(self) -> Iterator[_Run | _Piece | _End]:
         """What to look at, region after region."""
+        reader = _Reader(self._image)
+        lost_ends = [end for _, end, _ in self._frame.lost]
         for number in range(len(self._image.regions)):
-            yield from self._pieces_of(number)
+            # There may be many regions, and many nodes lost: only those of the region itself.
+            lost = bisect.bisect_right(lost_ends, self._image.first_cluster(number))
+            yield from self._pieces_of(number, reader, lost)
             yield _End(number)
 
-    def _pieces_of(self, number: int) -> Iterator[_Run | _Piece]:
+    def _pieces_of(self, number: int, reader: _Reader, lost: int) -> Iterator[_Run | _Piece]:
         """What to look at in a region, leaving out what is lost with its index node."""
         first = self._image.first_cluster(number)
         length = self._image.regions[number].length
         end = first + -(-length // self._cluster_size)
-        reader = _Reader(self._image)
         at = first
-        for lost_first, lost_end, _ in [*self._frame.lost, (end, end, "")]:
+        while at < end:
+            lost_first, lost_end = end, end
+            if lost < len(self._frame.lost):
+                lost_first, lost_end, _ = self._frame.lost[lost]
+            lost += 1
             until = min(end, max(at, lost_first))
             while at < until:
                 info = reader.find(at)

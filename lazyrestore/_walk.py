@@ -8,13 +8,23 @@ from array import array
 
 from . import format as fmt
 from ._native import ffi, lib
-from ._open import Image, unpack
+from ._open import Image
 from .errors import ImageError
 
 _WINDOW_BYTES = 4096
 _HEAD_BYTES_MAX = 2 + 31 + 5
 _BIN_LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _METADATA_HEAD = b"\x81\xa8metadata"
+_HEADER_KINDS: tuple[tuple[str, type], ...] = (
+    ("version", int),
+    ("page_size", int),
+    ("cluster_size", int),
+    ("critical", int),
+    ("compatible", int),
+    ("created", str),
+    ("writer", str),
+    ("source", str),
+)
 # What may follow what. A cluster or an index node may be missing, nothing else.
 _FOLLOWERS = {
     "lazyrestore": ("cluster", "index", "metadata"),
@@ -83,7 +93,8 @@ def walk(image: Image) -> Frame:
     frame = Frame(footer, root)
     try:
         _check_header(image, footer)
-        image.all_metadata()
+        if not all(isinstance(kept, dict) for kept in image.all_metadata()):
+            raise ImageError("the metadata of a region is not a map")
     except ImageError as error:
         frame.problems.append(str(error).removeprefix(f"{image.path}: "))
     try:
@@ -91,18 +102,21 @@ def walk(image: Image) -> Frame:
         frame.is_complete = True
     except StreamError as error:
         frame.problems.append(str(error))
-    _Index(image, frame).check(root.tree, root.tree_height - 1, 0)
+    if root.cluster_count:
+        _Index(image, frame).check(root.tree.pack(), root.tree_height - 1, 0)
+    elif root.tree != fmt.Reference(fmt.REFERENCE_HOLE):
+        frame.problems.append("there are no clusters, and yet an index of them")
     return frame
 
 
 def _check_header(image: Image, footer: fmt.Footer) -> None:
-    record = unpack(image.read_raw(0, footer.header_bytes), "the image's header")
-    header = record.get("lazyrestore") if isinstance(record, dict) else None
-    if not isinstance(header, dict):
-        raise ImageError("the image's header is not a map")
+    header = image.header()
     for key in ("version", "page_size", "cluster_size", "id"):
         if header.get(key) != getattr(footer, key):
             raise ImageError(f"header and footer do not agree about {key}")
+    for key, kind in _HEADER_KINDS:
+        if type(header.get(key)) is not kind:  # neither True nor 1.0 for 1
+            raise ImageError(f"the image's header is damaged: {key} is not what it should be")
 
 
 def _follow(image: Image, frame: Frame) -> None:
@@ -123,6 +137,8 @@ def _follow(image: Image, frame: Frame) -> None:
             frame.nodes.add(payload, nbytes)
         elif key == "root" and (payload, nbytes) != (footer.root_offset, footer.root_bytes):
             raise StreamError(f"byte {at} of the file: the root is not where the footer says")
+        elif key == "footer" and payload != footer.file_bytes - fmt.FOOTER_BYTES:
+            raise StreamError(f"byte {at} of the file: this is not the footer at the file's end")
         at = payload + nbytes
         before = key
     if before != "footer":
@@ -176,13 +192,14 @@ class _Index:
         pages = frame.footer.cluster_size // frame.footer.page_size
         self._entry_bytes = fmt.entry_bytes(pages)
 
-    def check(self, reference: fmt.Reference, level: int, first: int) -> None:
+    def check(self, packed: bytes, level: int, first: int) -> None:
         """A node, if the reference is to one, and all below it."""
         span = fmt.NODE_FANOUT ** (level + 1)
         end = min(first + span, self._frame.root.cluster_count)
-        if reference.kind in (fmt.REFERENCE_HOLE, fmt.REFERENCE_ZERO):
-            return
+        reference = fmt.Reference.unpack(packed)
         try:
+            if self._is_uniform(reference, packed):
+                return
             node = self._read(reference, level, first, end)
         except StreamError as error:
             self._frame.lost.append((first, end, str(error)))
@@ -192,8 +209,17 @@ class _Index:
         below = span // fmt.NODE_FANOUT
         for number, start in enumerate(range(first, end, below)):
             at = fmt.NODE_HEAD_BYTES + number * fmt.REFERENCE_BYTES
-            entry = fmt.Reference.unpack(node[at : at + fmt.REFERENCE_BYTES])
-            self.check(entry, level - 1, start)
+            self.check(node[at : at + fmt.REFERENCE_BYTES], level - 1, start)
+
+    @staticmethod
+    def _is_uniform(reference: fmt.Reference, packed: bytes) -> bool:
+        # What the core would refuse must be found here: it would be refused for every one of the
+        # clusters below, which may be 2^40.
+        uniform = reference.kind in (fmt.REFERENCE_HOLE, fmt.REFERENCE_ZERO)
+        plain = fmt.Reference(reference.kind) if uniform else reference
+        if plain.pack() != packed:
+            raise StreamError("an index entry contradicts itself")
+        return uniform
 
     def _read(self, reference: fmt.Reference, level: int, first: int, end: int) -> bytes:
         if reference.kind != fmt.REFERENCE_NODE:

@@ -8,6 +8,7 @@ format promises, so that `Decoded(data)` is a test by itself.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import struct
 from collections.abc import Iterator
 
@@ -113,7 +114,7 @@ class Decoded:
     # ---- The stream ----
 
     def _walk(self) -> Iterator[Record]:
-        unpacker = msgpack.Unpacker(max_buffer_size=len(self.data) + 1)
+        unpacker = msgpack.Unpacker(max_buffer_size=len(self.data) + 1, object_pairs_hook=self._map)
         unpacker.feed(self.data)
         start = 0
         while start < len(self.data):
@@ -124,6 +125,12 @@ class Decoded:
             need(isinstance(key, str), "a record's key is a string")
             yield Record(key, inner, start, end)
             start = end
+
+    @staticmethod
+    def _map(pairs: list) -> dict:
+        made = dict(pairs)
+        need(len(made) == len(pairs), "no key stands twice in a map")
+        return made
 
     def _read_footer(self) -> None:
         keys = [record.key for record in self.records]
@@ -174,6 +181,8 @@ class Decoded:
         self.header = header = self.records[0].value
         assert isinstance(header, dict)
         need(self.records[0].end <= 65536, "header is at most 64 KiB")
+        for key in ("version", "critical", "compatible", "page_size", "cluster_size"):
+            need(type(header[key]) is int, f"header's {key}")
         need(header["version"] == 1, "header's version")
         need((header["critical"], header["compatible"]) == (0, 0), "header's features")
         need(header["page_size"] == self.page_size, "header's page size")
@@ -202,8 +211,11 @@ class Decoded:
         need(len(self.root) == 128 + 96 * region_count + names_bytes, "root adds up")
         names = self.root[128 + 96 * region_count :]
         maps = self.records[-3].value
+        need(isinstance(maps, list), "metadata is an array")
         assert isinstance(maps, list)
         need(len(maps) == region_count, "one metadata map a region")
+        need(all(isinstance(metadata, dict) for metadata in maps), "metadata are maps")
+        packed_maps = self._packed_maps(region_count)
         self.regions: dict[str, RegionRecord] = {}
         cluster = 0
         for number, metadata in enumerate(maps):
@@ -239,10 +251,23 @@ class Decoded:
                 protection,
                 flags,
                 metadata,
-                msgpack.packb(metadata, use_bin_type=True),
+                packed_maps[number],
             )
         need(cluster == self.cluster_count, "number of clusters")
         need(self.logical_bytes == sum(r.length for r in self.regions.values()), "logical bytes")
+
+    def _packed_maps(self, count: int) -> list[bytes]:
+        """Each region's metadata as it is stored."""
+        record = self.records[-3]
+        data = self.data[record.start + 10 : record.end]
+        unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+        unpacker.feed(data)
+        unpacker.read_array_header()
+        ends = [unpacker.tell()]
+        for _ in range(count):
+            unpacker.skip()
+            ends.append(unpacker.tell())
+        return [data[start:end] for start, end in itertools.pairwise(ends)]
 
     # ---- The tree ----
 

@@ -1,0 +1,82 @@
+"""The C reader, `verify` and the second decoder say the same of every image in fixtures/."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from agreement import PINNED, judge
+from image_files import EXPECTED, FIXTURES
+from image_surgery import Surgery, settle
+
+FUZZ = sorted(path.stem for path in (FIXTURES / "fuzz").glob("*.lzr"))
+
+
+@pytest.mark.parametrize("name", EXPECTED["golden"])
+def test_all_accept_every_golden_image(name: str) -> None:
+    verdicts = judge(FIXTURES / f"{name}.lzr")
+    assert (verdicts.core, verdicts.verify, verdicts.decoder) == (None, None, None)
+
+
+@pytest.mark.parametrize("name", EXPECTED["broken"])
+def test_broken_images_are_refused_where_they_must_be(name: str) -> None:
+    """The decoder and verify refuse all; the core those that cannot be read, by their codes"""
+    expected = EXPECTED["broken"][name]
+    verdicts = judge(FIXTURES / "broken" / f"{name}.lzr")
+    assert verdicts.decoder is not None
+    assert verdicts.verify is not None
+    assert verdicts.core == (expected["code"] or None)
+
+
+@pytest.mark.parametrize("name", FUZZ)
+def test_images_that_fuzzing_left(name: str, tmp_path: Path) -> None:
+    """As they are; and with tallies and digest that fit them, so that more of them are sound"""
+    path = FIXTURES / "fuzz" / f"{name}.lzr"
+    judge(path)
+    copy = tmp_path / "settled.lzr"
+    shutil.copyfile(path, copy)
+    if settle(copy):
+        judge(copy)
+
+
+def changed(tmp_path: Path, image: str, **values: int) -> Path:
+    """A golden image with one field or more changed, all checksums, tallies and digest right"""
+    surgery = Surgery((FIXTURES / f"{image}.lzr").read_bytes())
+    for name, value in values.items():
+        field = next(f for f in surgery.fields() if f.name == name.replace("__", "."))
+        assert field.get(surgery.data) != value
+        field.put(surgery.data, value)
+    path = tmp_path / "changed.lzr"
+    path.write_bytes(surgery.reseal())
+    settle(path)
+    return path
+
+
+def test_compatible_features_are_for_readers_to_ignore(tmp_path: Path) -> None:
+    """Pinned: where the decoder is the stricter one on purpose"""
+    verdicts = judge(changed(tmp_path, "mixed", footer__compatible=4))
+    assert (verdicts.core, verdicts.verify) == (None, None)
+    assert verdicts.decoder == "version and features"
+    assert verdicts.decoder in PINNED
+
+
+def test_an_address_is_not_part_of_what_is_checked(tmp_path: Path) -> None:
+    """An image that was changed and is sound again is accepted by all"""
+    verdicts = judge(changed(tmp_path, "mixed", region__address=0x1000))
+    assert (verdicts.core, verdicts.verify, verdicts.decoder) == (None, None, None)
+
+
+def test_all_refuse_a_reference_that_contradicts_itself(tmp_path: Path) -> None:
+    """Once `verify` did not, and would have asked the core for each of 2^24 clusters below it"""
+    surgery = Surgery((FIXTURES / "tall_tree.lzr").read_bytes())
+    field = next(
+        f for f in surgery.fields() if f.name == "entry.reserved" and surgery.data[f.offset - 1] < 2
+    )
+    field.put(surgery.data, 1)
+    path = tmp_path / "changed.lzr"
+    path.write_bytes(surgery.reseal())
+    verdicts = judge(path)
+    assert verdicts.core == "LR_ERR_NODE"
+    assert verdicts.verify == "an index entry contradicts itself"
+    assert verdicts.decoder == "reference reserved"
