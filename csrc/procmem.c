@@ -37,10 +37,10 @@ int lr_procmem_stat(pid_t pid, pid_t tid, struct lr_procmem_stat *ret_stat,
 	unsigned long long start_time;
 	if (!after_name
 	    || sscanf(after_name + 1,
-		      " %c %*d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d "
+		      " %c %*d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %u %*d "
 		      "%llu",
-		      &ret_stat->state, &flags, &start_time)
-		       != 3)
+		      &ret_stat->state, &flags, &ret_stat->thread_count, &start_time)
+		       != 4)
 		return lr_problem_set(ret_problem, LR_ERR_SYSTEM, EPROTO, LR_NOWHERE, LR_NOWHERE);
 	ret_stat->is_kernel = flags & PF_KTHREAD;
 	ret_stat->start_time = start_time;

@@ -15,9 +15,10 @@
 
 /* A few fields of /proc/PID/task/TID/stat. */
 struct lr_procmem_stat {
-	char state;          /* as ps shows it: R, S, D, T, t, Z, X */
-	bool is_kernel;      /* a kernel thread: has no memory of its own */
-	uint64_t start_time; /* clock ticks since boot: with the pid, names a process for good */
+	char state;            /* as ps shows it: R, S, D, T, t, Z, X */
+	bool is_kernel;        /* a kernel thread: has no memory of its own */
+	uint32_t thread_count; /* of the process; with ended ones that nobody has taken note of */
+	uint64_t start_time;   /* clock ticks since boot: with the pid, names a process for good */
 };
 
 /* LR_ERR_GONE where there is no such thread (any more). */
