@@ -1,10 +1,17 @@
-"""A file that is there as a whole or not at all: docs/format.md, "Writing"."""
+"""A file that is there as a whole or not at all: docs/format.md, "Writing".
+
+Until it is complete it has a temporary name beside the target's: .NAME.RANDOM.tmp. Whoever writes
+it holds a lock on it (flock), which ends with the writer, however that ends. So the next writer of
+the same target knows what was left behind, and removes it: a file of such a name that it can lock.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
 
@@ -34,6 +41,7 @@ class OutputFile:
             _refuse_target(path, self._name)
             self._folder = _open_folder(folder or ".")
             self._create()
+            self._remove_debris()
         except OSError as error:
             self.discard()
             raise OSError(error.errno, _reason(error), path) from None
@@ -43,17 +51,40 @@ class OutputFile:
 
     def _create(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        start = os.fsdecode(os.fsencode(self._name)[:_NAME_BYTES])
         while True:
             # Known before it exists, so that an interrupt in between leaves nothing behind.
-            self._temporary = f".{start}.{secrets.token_hex(8)}.tmp"
+            self._temporary = f"{_temporary_start(self._name)}{secrets.token_hex(8)}.tmp"
             try:
                 self._fd = os.open(self._temporary, flags, 0o600, dir_fd=self._folder)
             except FileExistsError:
                 self._temporary = None  # another's
                 continue
             os.fchmod(self._fd, 0o600)  # whatever the umask
-            return
+            if self._lock():
+                return
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._folder)
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _lock(self) -> bool:
+        """False: another writer took it for something left behind, and removes it."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # there are no locks on this file system: nobody will take any
+            return True
+        return os.fstat(self._fd).st_nlink > 0
+
+    def _remove_debris(self) -> None:
+        """Remove what writers of this target left who were killed."""
+        own = re.compile(re.escape(_temporary_start(self._name)) + r"[0-9a-f]{16}\.tmp")
+        with contextlib.suppress(OSError):  # the folder may be one that cannot be listed
+            for name in os.listdir(self._folder):
+                if own.fullmatch(name) and name != self._temporary:
+                    with contextlib.suppress(OSError):
+                        _remove_if_left(name, self._folder)
 
     def append(self, *parts: bytes | memoryview) -> None:
         """Add bytes at the end. Parts are written later: they must not change until `flush`."""
@@ -104,7 +135,7 @@ class OutputFile:
         assert self._temporary is not None
         try:
             os.fsync(self._fd)
-            os.rename(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._rename(self._temporary)
             self._temporary = None
             with contextlib.suppress(PermissionError):  # a folder that is not readable: O_PATH
                 _sync_folder(self._folder)
@@ -112,6 +143,13 @@ class OutputFile:
             raise OSError(error.errno, _reason(error), self.path) from None
         finally:
             self.discard()
+
+    def _rename(self, temporary: str) -> None:
+        try:
+            os.rename(temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        except FileNotFoundError:
+            message = "The folder, or the temporary file in it, was removed meanwhile"
+            raise OSError(errno.ENOENT, message) from None
 
     def discard(self) -> None:
         """Remove the temporary file, if it is still one. May be called again."""
@@ -130,6 +168,25 @@ class OutputFile:
 
     def __del__(self) -> None:
         self.discard()
+
+
+def _temporary_start(name: str) -> str:
+    return f".{os.fsdecode(os.fsencode(name)[:_NAME_BYTES])}."
+
+
+def _remove_if_left(name: str, folder: int) -> None:
+    """Remove a temporary file of this user's, unless somebody holds its lock."""
+    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        return
+    # For writing: locks of some network file systems ask for that.
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=folder)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(fd)
 
 
 def _refuse_target(path: str, name: str) -> None:
