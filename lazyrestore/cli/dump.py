@@ -63,7 +63,9 @@ def dump(
     """Write memory into an image.
 
     A process is stopped while it is read, and always runs on: also if the dump fails or is killed.
-    The image takes its place when it is complete; until then, what was there stays.
+    One in which a lazy restore is not yet complete is refused: what is missing could not be read.
+    The image takes its place when it is complete; until then, what was there stays. What a killed
+    dump left beside it is removed by the next.
     """
     source = _source(pid, file, ranges)
     if image == "-":

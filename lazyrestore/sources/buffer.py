@@ -1,9 +1,13 @@
-"""Memory of this process: buffers, and numpy arrays with their dtype and shape."""
+"""Memory of this process: buffers, and numpy arrays with their dtype and shape.
+
+That may be a lazily restored region, or a view of one. What is missing is loaded before it is read,
+piece by piece: a cluster that cannot be loaded is then an exception, where a touch is a signal.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lazyrestore._content import check_name, raw_view
@@ -16,8 +20,13 @@ from .base import Sink
 if TYPE_CHECKING:
     import numpy
 
+    from lazyrestore.region import PlacedRegion, Region
+
 UNNAMED = "memory"
 """The region's name where there is one source without a name."""
+
+_LOAD_BYTES = 64 << 20
+_VIEWS_MAX = 32  # of views: an array's base is the memory, or an object with views of its own
 
 
 class Piece:
@@ -31,11 +40,16 @@ class Piece:
 
     Raises:
         TypeError: it is neither, or an array that has no bytes of its own (objects, masks).
+        RestoreError: it is copied from a lazily restored region that cannot be loaded.
     """
 
     def __init__(self, name: str, data: object) -> None:
         self.name = name
         self.metadata: dict[str, object] = {}
+        self._lazy = _region_behind(data)
+        if self._lazy is not None and _has_gaps(data):
+            self._lazy.populate()  # what follows copies it
+            self._lazy = None
         if _is_array(data):
             self.view, is_copy = _array_bytes(name, data)
             self.metadata["array"] = _describe_array(name, data)
@@ -46,6 +60,21 @@ class Piece:
         self.address = 0
         if len(self.view) and not is_copy:
             self.address = int(ffi.cast("uintptr_t", ffi.from_buffer(self.view)))
+
+    def parts(self) -> Iterator[memoryview]:
+        """Its bytes, that can be read without a signal.
+
+        Raises:
+            RestoreError: they are of a lazily restored region, and cannot be loaded.
+        """
+        if self._lazy is None or not self.address:
+            yield self.view
+            return
+        offset = self.address - self._lazy.address
+        for start in range(0, len(self.view), _LOAD_BYTES):
+            part = self.view[start : start + _LOAD_BYTES]
+            self._lazy.populate(offset + start, len(part))
+            yield part
 
 
 class Memory:
@@ -94,7 +123,32 @@ class Memory:
                 protection=piece.protection,
                 metadata=piece.metadata,
             )
-            sink.write_stable(piece.view)
+            for part in piece.parts():
+                sink.write_stable(part)
+
+
+def _region_behind(data: object) -> Region | PlacedRegion | None:
+    """The restored region whose memory this is, if it is one's."""
+    module = sys.modules.get("lazyrestore.region")  # without it there is none
+    if module is None:
+        return None
+    for _ in range(_VIEWS_MAX):
+        if isinstance(data, (module.Region, module.PlacedRegion)):
+            region: Region | PlacedRegion = data
+            return region
+        if isinstance(data, memoryview):
+            data = data.obj
+        elif _is_array(data):
+            data = data.base
+        else:
+            break
+    return None
+
+
+def _has_gaps(data: object) -> bool:
+    if _is_array(data):
+        return not (data.flags.c_contiguous or data.flags.f_contiguous)
+    return isinstance(data, memoryview) and not data.contiguous
 
 
 def _buffer_bytes(name: str, data: object) -> tuple[memoryview, bool]:

@@ -42,7 +42,9 @@ class ProcessMemory:
     name is START-END: lower-case hexadecimal, END is the first address behind it. Memory that was
     never touched is not read, and is a hole in the image.
 
-    The process is frozen while it is read. A process that was stopped before stays stopped.
+    The process is frozen while it is read. A process that was stopped before stays stopped. One in
+    which a lazy restore is not complete is refused: the pager that would load the rest is frozen
+    with it. A page that could not be loaded there (it is fenced) is in `skipped`.
 
     Args:
         pid: of the process (not of one of its threads).
@@ -227,8 +229,8 @@ class _Reader:
             if list(self._existing(*piece)) != [piece]:
                 raise ProcessError(
                     f"process {self._pid} is itself being lazily restored: pages of"
-                    f" {mapping.label} are not there yet: wait until its restore is complete,"
-                    " and dump again"
+                    f" {mapping.label} are not there yet: wait until its restore is complete (it"
+                    " may have to populate its regions), and dump again"
                 )
 
     def copy(self, sink: Sink, mapping: Mapping, start: int, end: int) -> None:
@@ -342,7 +344,7 @@ class _Reader:
                 reason = (
                     "behind the end of the mapped file, or the file cannot be read"
                     if mapping.has_file
-                    else "the kernel cannot read it: a guard, or failed memory"
+                    else "the kernel cannot read it: a guard, failed memory, or a fence"
                 )
                 self._skip(mapping, start, unreadable, reason)
                 sink.hole(unreadable - start)
