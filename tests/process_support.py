@@ -37,7 +37,7 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 NONE, READ, WRITE, EXECUTE = 0, 1, 2, 4
-SHARED, PRIVATE, ANONYMOUS, NORESERVE = 0x1, 0x2, 0x20, 0x4000
+SHARED, PRIVATE, ANONYMOUS, NORESERVE, HUGETLB = 0x1, 0x2, 0x20, 0x4000, 0x40000
 NOHUGEPAGE = 15
 
 
@@ -111,7 +111,7 @@ class Memory:
             raise OSError(ctypes.get_errno(), "mmap")
         self.start = int(address)
         self.end = self.start + length
-        if flags & ANONYMOUS and not flags & SHARED:
+        if flags & ANONYMOUS and not flags & (SHARED | HUGETLB):
             self.advise(0, length, NOHUGEPAGE)
 
     @property
