@@ -1,7 +1,7 @@
 /*
  * Stopping every thread of another process, so that its memory can be read as it was at one moment.
  *
- * Floor 2 (above procmem). The public functions (lr_freeze_*) are declared in lazyrestore.h; this
+ * Floor 3 (above tracees). The public functions (lr_freeze_*) are declared in lazyrestore.h; this
  * header is for what its tests look at.
  *
  * How. ptrace belongs to a thread, not to a process: only the thread that attached can let go, and

@@ -8,7 +8,6 @@ import mmap
 import os
 import random
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -92,10 +91,13 @@ def test_a_process_that_ends_at_any_moment(tmp_path: Path) -> None:
             os._exit(0)
         time.sleep(random.Random(-number).random() * 0.02)
         small = [(memory.start, memory.start + MIB)]
+        said = ""
         try:
             lazyrestore.dump(ProcessMemory(pid, small), path)
         except ProcessError as error:
-            assert "ended" in str(error), error
+            said = str(error)
+        if said:
+            assert "ended" in said
             outcomes["ended"] += 1
         else:
             with lazyrestore.open(path) as image:
@@ -220,7 +222,7 @@ def test_many_mappings(tmp_path: Path, count: int) -> None:
         if int(file.read()) < count + 1000:
             pytest.skip("vm.max_map_count is too small")
     memory = Memory(count * PAGE)
-    expected = pattern(count * PAGE)
+    expected = b"".join(number.to_bytes(8, "little") * (PAGE // 8) for number in range(count))
     memory.write(0, expected)
     for number in range(0, count, 2):
         memory.protect(number * PAGE, PAGE, READ)
@@ -326,12 +328,11 @@ def test_pages_in_swap(tmp_path: Path) -> None:
         memory.write(0, pattern(600 * PAGE))
         memory.advise(0, 600 * PAGE, PAGEOUT)
 
-    with swap_in_memory(64 * MIB):
-        with target(swap_out) as process:
-            swapped = swapped_pages(process.pid, memory)
-            if not swapped:
-                pytest.skip("nothing was swapped out: MADV_PAGEOUT is from Linux 5.4")
-            report = dump_of(process, tmp_path / "x.lzr", memory)
+    with swap_in_memory(64 * MIB), target(swap_out) as process:
+        swapped = swapped_pages(process.pid, memory)
+        if not swapped:
+            pytest.skip("nothing was swapped out: MADV_PAGEOUT is from Linux 5.4")
+        report = dump_of(process, tmp_path / "x.lzr", memory)
     assert report.hole_bytes == 400 * PAGE
     with lazyrestore.open(tmp_path / "x.lzr") as image:
         assert image.read(memory.name) == pattern(600 * PAGE) + bytes(400 * PAGE)
