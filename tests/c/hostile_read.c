@@ -150,7 +150,9 @@ static void check_info(const struct subject *subject, const struct lr_cluster_in
 	if (data_pages == 0)
 		return;
 	HOSTILE_CHECK(info->kind == LR_CLUSTER_ZSTD || info->kind == LR_CLUSTER_RAW);
-	HOSTILE_CHECK(info->run == 1 && info->payload_bytes <= data_bytes);
+	HOSTILE_CHECK(info->run == 1);
+	HOSTILE_CHECK(info->kind == LR_CLUSTER_RAW ? info->payload_bytes == data_bytes
+						   : info->payload_bytes < data_bytes);
 	HOSTILE_CHECK(info->payload_offset < subject->bytes
 		      && info->payload_bytes <= subject->bytes - info->payload_offset);
 }

@@ -46,15 +46,53 @@ static void on_free(const volatile void *memory)
 }
 
 void *__real_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
+int __real_munmap(void *address, size_t bytes);
 void *__wrap_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
+int __wrap_munmap(void *address, size_t bytes);
+
+/* The core's buffers are mapped, where the sanitizer sees no byte too many: a page without access
+ * follows each. Which have one: few are there at once. */
+#define GUARD_BYTES 4096u
+#define GUARDED_MAX 256u
+static _Atomic(void *) guarded[GUARDED_MAX];
+
+static int guard_swap(void *from, void *to)
+{
+	for (unsigned i = 0; i < GUARDED_MAX; i++) {
+		void *expected = from;
+
+		if (atomic_compare_exchange_strong(&guarded[i], &expected, to))
+			return 1;
+	}
+	return 0;
+}
 
 /* Never counted back: an image makes few, and the sum of all is a stricter bound than the most at
  * once. */
 void *__wrap_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset)
 {
+	size_t whole = (bytes + GUARD_BYTES - 1) / GUARD_BYTES * GUARD_BYTES;
+	uint8_t *made;
+
 	if (!(flags & MAP_NORESERVE))
 		count((long long)bytes);
-	return __real_mmap(address, bytes, protection, flags, fd, offset);
+	if (address || !(flags & MAP_ANONYMOUS) || whole > BYTES_MAX)
+		return __real_mmap(address, bytes, protection, flags, fd, offset);
+	made = __real_mmap(NULL, whole + GUARD_BYTES, protection, flags, fd, offset);
+	if (made == MAP_FAILED)
+		return made;
+	if (guard_swap(NULL, made))
+		mprotect(made + whole, GUARD_BYTES, PROT_NONE);
+	else
+		__real_munmap(made + whole, GUARD_BYTES);
+	return made;
+}
+
+int __wrap_munmap(void *address, size_t bytes)
+{
+	size_t whole = (bytes + GUARD_BYTES - 1) / GUARD_BYTES * GUARD_BYTES;
+
+	return __real_munmap(address, whole + (guard_swap(address, NULL) ? GUARD_BYTES : 0));
 }
 
 static long long cpu_ns(void)

@@ -10,10 +10,10 @@ for name in reader restore; do
 	# Every edge once is enough; how often it was run through is not worth a file.
 	"$build/fuzz_$name" -merge=1 -use_value_profile=0 -use_counters=0 -max_len=131072 -timeout=20 \
 		"$build/kept" fixtures "$build/corpus-$name" 2>&1 | tail -n 1
-	rm -f "fixtures/fuzz/$name"-????????????.lzr
+	find fixtures/fuzz -regextype egrep -regex ".*/$name-[0-9a-f]{12}\.lzr" -delete
 	for file in "$build"/kept/*; do
 		hash=$(basename "$file")
-		cp "$file" "fixtures/fuzz/$name-${hash:0:12}.lzr"
+		[[ -e fixtures/fuzz/reader-${hash:0:12}.lzr ]] || cp "$file" "fixtures/fuzz/$name-${hash:0:12}.lzr"
 	done
 done
 du -sb fixtures/fuzz
