@@ -26,7 +26,6 @@ PINNED = {
     "a node comes after its clusters": "the order is for writers; readers go by offsets",
     "every cluster record is used": "it only wastes space",
     "every index record is used": "it only wastes space",
-    "names are UTF-8": "lazyrestore.open refuses them, the core does not look",
 }
 """What the decoder asks for and `verify` does not, and why that is not needed to read rightly."""
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 from agreement import PINNED, judge
 from image_files import EXPECTED, FIXTURES
 from image_surgery import Surgery, settle
+
+sys.path.insert(0, str(FIXTURES))
+import make_fixtures
 
 FUZZ = sorted(path.stem for path in (FIXTURES / "fuzz").glob("*.lzr"))
 
@@ -59,6 +64,43 @@ def test_compatible_features_are_for_readers_to_ignore(tmp_path: Path) -> None:
     assert (verdicts.core, verdicts.verify) == (None, None)
     assert verdicts.decoder == "version and features"
     assert verdicts.decoder in PINNED
+
+
+def draft(tmp_path: Path, changes: dict[str, object], cells: dict[int, dict[str, object]]) -> Path:
+    """The small sound image of make_fixtures.py with something else in it, made right again"""
+    made = make_fixtures.Draft()
+    for name, value in changes.items():
+        setattr(made, name, value)
+    for number, cell in cells.items():
+        for name, value in cell.items():
+            setattr(made.cells[number], name, value)
+    path = tmp_path / "draft.lzr"
+    path.write_bytes(made.build())
+    assert settle(path)
+    return path
+
+
+def with_checksum() -> bytes:
+    compress = zstandard.ZstdCompressor(level=3, write_checksum=True).compress
+    return compress(make_fixtures.Draft().cells[0].data)
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes", "cells"),
+    [
+        ("header's features", {"header_changes": {"compatible": 1}}, {}),
+        ("every cluster record is used", {"before_node": b"\x81\xa7cluster\xc4\1x"}, {}),
+        ("every index record is used", {"before_node": b"\x81\xa5index\xc4\1x"}, {}),
+        ("a plain frame", {}, {n: {"payload": with_checksum()} for n in (0, 6)}),
+    ],
+)
+def test_what_only_writers_must_do(
+    tmp_path: Path, reason: str, changes: dict[str, object], cells: dict[int, dict[str, object]]
+) -> None:
+    """Pinned: the decoder alone asks for it, and what is read is right all the same"""
+    assert reason in PINNED
+    verdicts = judge(draft(tmp_path, changes, cells))
+    assert (verdicts.core, verdicts.verify, verdicts.decoder) == (None, None, reason)
 
 
 def test_an_address_is_not_part_of_what_is_checked(tmp_path: Path) -> None:
