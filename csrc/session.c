@@ -289,6 +289,8 @@ uint32_t lr_session_get_errors(lr_session *session, uint64_t first,
 
 	if (session->pid != getpid())
 		return 0;
+	/* Whoever was woken by a fence finds it recorded. */
+	lr_loader_quiesce(&session->pager.loader);
 	for (; count < room && first < LR_ERRORS_KEPT; count++, first++) {
 		struct lr_load_error error;
 		bool is_there;
