@@ -39,6 +39,20 @@ static void advise(struct lr_target *target, int advice)
 	pthread_mutex_unlock(&target->lock);
 }
 
+static bool any_piece(struct lr_target *target, struct lr_piece *ret_piece)
+{
+	const struct lr_pieces *table;
+	bool is_there;
+
+	pthread_mutex_lock(&target->lock);
+	table = lr_pieces_current(target);
+	is_there = table->count > 0;
+	if (is_there)
+		*ret_piece = table->items[0];
+	pthread_mutex_unlock(&target->lock);
+	return is_there;
+}
+
 static void before_fork(void)
 {
 	pthread_mutex_lock(&sessions_lock);
@@ -46,10 +60,24 @@ static void before_fork(void)
 		advise(&session->target, MADV_DOFORK);
 }
 
+/* Somebody may unmap part of a region, and map something of his own there, of which the pager reads
+ * only after this: that must not be kept from children. */
+static void keep_from_children(struct lr_target *target)
+{
+	struct lr_piece piece;
+
+	target->is_advised = true;
+	advise(target, MADV_DONTFORK);
+	/* The C library's locks are free again: it may be waited. */
+	if (any_piece(target, &piece))
+		lr_target_settle_down(target, piece.start);
+	target->is_advised = false;
+}
+
 static void after_fork(void)
 {
 	for (struct lr_session *session = sessions; session; session = session->next)
-		advise(&session->target, MADV_DONTFORK);
+		keep_from_children(&session->target);
 	pthread_mutex_unlock(&sessions_lock);
 }
 

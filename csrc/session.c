@@ -108,7 +108,8 @@ static int register_range(lr_session *session, const struct lr_range *range,
 	if (code < 0)
 		return code;
 	code = drop_early_pages(range, ret_problem);
-	lr_target_sync(&session->target);
+	/* What is still told of memory that was here before must not be taken for this. */
+	lr_target_settle_down(&session->target, range->start);
 	if (code == LR_OK && madvise(start, range->bytes, MADV_DONTFORK) < 0)
 		code = lr_problem_from_errno(ret_problem, errno);
 	/* Nothing was promised of this memory yet: it may go back to being ordinary. */
@@ -343,7 +344,7 @@ static void release_range(lr_session *session, struct lr_range *range)
 			make_ordinary(session, &piece);
 		lr_uffd_wake(&session->target.uffd, piece.start, piece.end - piece.start);
 	}
-	lr_range_change(range, LR_RANGE_CHANGING, LR_RANGE_GONE);
+	lr_range_change(range, LR_RANGE_CLOSING, LR_RANGE_GONE);
 }
 
 void lr_session_close(lr_session *session)
@@ -359,12 +360,12 @@ void lr_session_close(lr_session *session)
 		struct lr_range *range = &session->target.ranges[i];
 
 		/* One that is suspended is unmapped by now, or stays: then it is fenced. */
-		if (!lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_CHANGING))
-			lr_range_change(range, LR_RANGE_SUSPENDED, LR_RANGE_CHANGING);
+		if (!lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_CLOSING))
+			lr_range_change(range, LR_RANGE_SUSPENDED, LR_RANGE_CLOSING);
 	}
 	lr_loader_quiesce(&session->pager.loader);
 	for (uint32_t i = 0; i < count; i++)
-		if (lr_range_state(&session->target.ranges[i]) == LR_RANGE_CHANGING)
+		if (lr_range_state(&session->target.ranges[i]) == LR_RANGE_CLOSING)
 			release_range(session, &session->target.ranges[i]);
 	lr_pager_stop(&session->pager);
 	lr_populate_close(session);

@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -121,14 +122,12 @@ static bool make_room(struct lr_pieces *table, uint64_t start, uint64_t end)
 	return true;
 }
 
-int lr_target_enter(struct lr_target *target, struct lr_range *range, uint64_t start,
-		    uint64_t bytes)
+static int try_to_enter(struct lr_target *target, struct lr_range *range, uint64_t start,
+			uint64_t bytes)
 {
 	struct lr_piece piece = {.start = start, .end = start + bytes, .range = range};
 	int code = LR_ERR_BUSY;
 
-	/* What was unmapped there before must not seem to be in the way. */
-	lr_target_sync(target);
 	pthread_mutex_lock(&target->lock);
 	if (lr_range_state(range) == LR_RANGE_IDLE
 	    && make_room(lr_pieces_current(target), start, start + bytes)
@@ -142,6 +141,25 @@ int lr_target_enter(struct lr_target *target, struct lr_range *range, uint64_t s
 			target->is_lost = true;
 	}
 	pthread_mutex_unlock(&target->lock);
+	return code;
+}
+
+int lr_target_enter(struct lr_target *target, struct lr_range *range, uint64_t start,
+		    uint64_t bytes)
+{
+	struct timespec pause = {.tv_nsec = 1000000};
+	int code = LR_ERR_BUSY;
+
+	/* What another thread has just unmapped there may seem to be in the way, until its message
+	 * is read. */
+	for (int tries = 0;
+	     tries < 100 && code == LR_ERR_BUSY && lr_range_state(range) == LR_RANGE_IDLE;
+	     tries++) {
+		if (tries > 0)
+			nanosleep(&pause, NULL);
+		lr_target_sync(target);
+		code = try_to_enter(target, range, start, bytes);
+	}
 	return code;
 }
 
@@ -203,13 +221,60 @@ static void apply_remove(struct lr_target *target, uint64_t start, uint64_t end)
 	}
 }
 
-static void apply_unmap(struct lr_target *target, uint64_t start, uint64_t end)
+/* The second message of one mremap: what was moved away is known from the first. Meanwhile another
+ * thread may have moved something else to the old place. Forgets places of which other parts are
+ * unmapped: they were kept (MREMAP_DONTUNMAP). */
+static bool was_moved(struct lr_target *target, uint64_t start, uint64_t end)
 {
-	struct lr_pieces *table = lr_pieces_begin(target);
+	bool is_found = false;
+
+	for (uint32_t i = 0; i < target->moved_count;) {
+		struct lr_moved moved = target->moved[i];
+
+		if (moved.start >= end || moved.end <= start) {
+			i++;
+			continue;
+		}
+		if (!is_found && moved.start == start && moved.end == end)
+			is_found = true;
+		target->moved[i] = target->moved[--target->moved_count];
+	}
+	return is_found;
+}
+
+/* Make a range that was cut whole again, where it was attached. */
+static void put_back(struct lr_target *target, struct lr_pieces *table, struct lr_range *range)
+{
+	struct lr_piece whole = {
+		.start = range->start, .end = range->start + range->bytes, .range = range};
 	struct lr_piece cut;
 
-	while (lr_pieces_cut(target, table, start, end, &cut))
-		settle(target, &cut);
+	while (lr_pieces_cut(target, table, whole.start, whole.end, &cut))
+		continue;
+	lr_pieces_insert(target, table, &whole);
+}
+
+static void apply_unmap(struct lr_target *target, uint64_t start, uint64_t end)
+{
+	struct lr_range *attached = NULL;
+	struct lr_pieces *table;
+	struct lr_piece cut;
+
+	if (was_moved(target, start, end))
+		return;
+	/* Whatever is mapped there now may just have been taken for a piece by a fork. */
+	if (target->is_advised)
+		madvise((void *)(uintptr_t)start, end - start, MADV_DOFORK);
+	table = lr_pieces_begin(target);
+	while (lr_pieces_cut(target, table, start, end, &cut)) {
+		/* What is being attached was mapped after that, or it would not be. */
+		if (lr_range_state(cut.range) == LR_RANGE_CHANGING)
+			attached = cut.range;
+		else
+			settle(target, &cut);
+	}
+	if (attached)
+		put_back(target, table, attached);
 	lr_pieces_commit(target, table);
 }
 
@@ -228,6 +293,11 @@ static void apply_remap(struct lr_target *target, uint64_t from, uint64_t end, u
 			target->is_lost = true;
 	}
 	lr_pieces_commit(target, table);
+	/* The oldest makes room: it was kept, or its message would have come. */
+	if (target->moved_count == LR_MOVED_MAX)
+		memmove(target->moved, target->moved + 1,
+			--target->moved_count * sizeof(target->moved[0]));
+	target->moved[target->moved_count++] = (struct lr_moved){from, end};
 }
 
 void lr_target_apply(struct lr_target *target, const struct lr_uffd_message *message)
@@ -257,4 +327,13 @@ void lr_target_sync(const struct lr_target *target)
 		else
 			nanosleep(&pause, NULL);
 	}
+}
+
+void lr_target_settle_down(const struct lr_target *target, uint64_t page)
+{
+	struct timespec pause = {.tv_nsec = 50000};
+
+	while (!lr_uffd_is_quiet(&target->uffd, page, target->host_page))
+		nanosleep(&pause, NULL);
+	lr_target_sync(target);
 }

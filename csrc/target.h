@@ -2,7 +2,7 @@
  * A target: a userfaultfd and the address ranges that it serves from an image. Floor 3. Everything
  * below the session works on targets and does not know whose memory they are.
  *
- * A range is a region's memory. It goes idle → (changing) → active ⇄ suspended → gone. Pages are
+ * A range is a region's memory. It goes idle → changing → active ⇄ suspended → gone. Pages are
  * installed in active ranges only, by the pager, which holds its lock meanwhile; whoever suspends a
  * range then takes that lock once, and after that no install is under way (loader.h:
  * lr_loader_quiesce).
@@ -21,9 +21,10 @@
 
 enum lr_range_state {
 	LR_RANGE_IDLE = 0,
-	LR_RANGE_CHANGING, /* the session attaches it or lets it go: whoever made it so, alone */
+	LR_RANGE_CHANGING, /* being attached: by whoever made it so, alone, and one at a time */
 	LR_RANGE_ACTIVE,
 	LR_RANGE_SUSPENDED,
+	LR_RANGE_CLOSING, /* its session ends */
 	LR_RANGE_GONE,
 };
 
@@ -55,6 +56,7 @@ struct lr_pieces {
 };
 
 #define LR_ERRORS_KEPT 1024u
+#define LR_MOVED_MAX   64u
 
 struct lr_target {
 	const struct lr_image *image;
@@ -72,8 +74,15 @@ struct lr_target {
 	/* What messages change is edited in the table that is not in use. */
 	struct lr_pieces tables[2];
 	_Atomic uint32_t current;
-	uint32_t attached; /* ranges */
-	bool is_lost;      /* there were more pieces than room: not all are known */
+	uint32_t attached;       /* ranges */
+	bool is_lost;            /* there were more pieces than room: not all are known */
+	_Atomic bool is_advised; /* a fork has just kept pieces from children: see apply_unmap */
+	/* Old places of what was moved, whose own UNMAP is still to come. */
+	struct lr_moved {
+		uint64_t start;
+		uint64_t end;
+	} moved[LR_MOVED_MAX];
+	uint32_t moved_count;
 	uint64_t error_count;
 	struct lr_load_error *errors; /* the first LR_ERRORS_KEPT */
 };
@@ -102,6 +111,9 @@ void lr_target_apply(struct lr_target *target, const struct lr_uffd_message *mes
 /* Wait until what happened to the memory before this call is known: for a moment, and never for a
  * load. */
 void lr_target_sync(const struct lr_target *target);
+/* Wait until nothing of that kind is under way either: the pager must be at work, and this may be
+ * for a load. `page` is an address in a registered range. */
+void lr_target_settle_down(const struct lr_target *target, uint64_t page);
 
 /* Number of a page, counted through all clusters. */
 static inline uint64_t lr_target_page(const struct lr_target *target, const struct lr_range *range,

@@ -254,6 +254,15 @@ void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
 	ioctl(uffd->fd, UFFDIO_WAKE, &range);
 }
 
+bool lr_uffd_is_quiet(const struct lr_uffd *uffd, uint64_t page, uint64_t host_page)
+{
+	/* Refused in any case: it is for shared memory. But if a message waits, that is said first.
+	 */
+	struct uffdio_continue request = {.range = {.start = page, .len = host_page}};
+
+	return ioctl(uffd->fd, UFFDIO_CONTINUE, &request) == 0 || errno != EAGAIN;
+}
+
 /* False for messages that were not asked for. */
 static bool parse(const struct uffd_msg *raw, struct lr_uffd_message *ret_message)
 {

@@ -46,6 +46,9 @@ int64_t lr_uffd_copy(const struct lr_uffd *uffd, uint64_t to, const void *from, 
 int64_t lr_uffd_zeropage(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
 int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
 void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
+/* False while somebody gives up, moves or unmaps registered memory and waits for that to be read,
+ * or is about to. `page` is an address in a registered range. Always true before Linux 5.13. */
+bool lr_uffd_is_quiet(const struct lr_uffd *uffd, uint64_t page, uint64_t host_page);
 
 enum lr_uffd_kind { LR_UFFD_FAULT, LR_UFFD_REMOVE, LR_UFFD_REMAP, LR_UFFD_UNMAP };
 
