@@ -255,8 +255,11 @@ static void an_unread_remove_holds_copies_up(void)
 	CHECK_EQ(pthread_create(&remover, NULL, remove_first_page, range.memory), 0);
 	CHECK_EQ(kernel_poll(range.uffd, KERNEL_WAIT_MS), POLLIN);
 	CHECK_EQ(copy(4, 1, &copied), EAGAIN);
-	CHECK_EQ(copied, -EAGAIN);
+	/* Older kernels (6.1 among them) leave the field as it was: who resumes by it sets it to 0.
+	 */
+	CHECK(copied == -EAGAIN || copied == KERNEL_UNTOUCHED);
 	CHECK_EQ(kernel_zeropage(range.uffd, page(4), 1, &copied), EAGAIN);
+	CHECK(copied == -EAGAIN || copied == KERNEL_UNTOUCHED);
 	kernel_read(range.uffd, &message, 1);
 	CHECK_EQ(message.event, UFFD_EVENT_REMOVE);
 	CHECK_EQ(message.arg.remove.start, (uintptr_t)page(0));

@@ -52,10 +52,11 @@ static void nothing_is_installed_while_an_event_waits(void)
 	wait_for_event(&caller);
 	for (int i = 0; i < 1000; i++)
 		CHECK_EQ(kernel_copy(uffd, page(6), data, 1, NULL), EAGAIN);
+	/* Older kernels (6.1 among them) leave the field as it was. */
 	CHECK_EQ(kernel_copy(uffd, page(6), data, 1, &done), EAGAIN);
-	CHECK_EQ(done, -EAGAIN);
+	CHECK(done == -EAGAIN || done == KERNEL_UNTOUCHED);
 	CHECK_EQ(kernel_zeropage(uffd, page(6), 1, &done), EAGAIN);
-	CHECK_EQ(done, -EAGAIN);
+	CHECK(done == -EAGAIN || done == KERNEL_UNTOUCHED);
 	if (kernel_features() & KERNEL_FEATURE_POISON)
 		CHECK_EQ(kernel_poison(uffd, page(6), 1, NULL), EAGAIN);
 	CHECK_EQ(kernel_wake(uffd, page(6), 1), 0); /* waking goes on */

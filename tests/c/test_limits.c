@@ -172,7 +172,9 @@ static void leaves_nothing_behind(void)
 	for (int i = 0; i < 300; i++)
 		CHECK_EQ(try_all(), LR_OK);
 	CHECK_EQ(count_entries("/proc/self/fd"), descriptors);
-	CHECK_EQ(count_entries("/proc/self/task"), threads);
+	/* A thread that was joined may stay in /proc for a moment, then as now. */
+	while (count_entries("/proc/self/task") > threads)
+		usleep(1000);
 	if (CHECK_SANITIZER_FACTOR == 1)
 		CHECK(mapped_pages() <= pages + 256);
 	lr_image_close(opened);
