@@ -42,7 +42,11 @@ NOHUGEPAGE = 15
 
 
 def in_child(limit_s: float = 60.0) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test in a forked child; it and all that it started is killed when the time is over."""
+    """Run a test in a forked child; it and all that it started is killed when the time is over.
+
+    CHECK_TIME_FACTOR multiplies the limit, as it does those of the C tests.
+    """
+    limit_s *= float(os.environ.get("CHECK_TIME_FACTOR", "1"))
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)

@@ -94,9 +94,11 @@ def run_in_child(
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in a Python of its own; it is killed, and the test fails, after `timeout` s.
 
+    CHECK_TIME_FACTOR multiplies that limit, as it does those of the C tests.
     The script finds `arguments` in sys.argv[1:], and this module by import. With `ok` it must
     exit with 0 and say nothing on stderr.
     """
+    timeout *= float(os.environ.get("CHECK_TIME_FACTOR", "1"))
     path = os.pathsep.join((str(TESTS), str(PACKAGE_HOME)))
     home = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})}
     command = [*wrap, python, "-c", textwrap.dedent(script), *map(str, arguments)]
