@@ -72,14 +72,15 @@ class Session(Mapping[str, Region | PlacedRegion]):
 
     def stats(self) -> SessionStats:
         """What has happened so far."""
+        # First: it waits until the cluster that a touch has just brought is all there.
+        raw = self._core.stats() if self._core is not None else None
         resident = 0
         for region in self._regions.values():
             with contextlib.suppress(ValueError):  # closed
                 resident += region.resident_bytes
         touched = _latency.from_nanoseconds(self._waited)
-        if self._core is None:
+        if raw is None:
             return SessionStats(0, 0, 0, 0, 0, resident, touched, None, 0, "none", "none")
-        raw = self._core.stats()
         service = raw.service
         return SessionStats(
             faults=raw.faults,
