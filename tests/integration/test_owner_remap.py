@@ -242,6 +242,31 @@ def test_moved_again_and_again_while_pages_come(make_image, fill):
     )
 
 
+def test_moved_just_when_a_page_is_put(make_image):
+    """The kernel may look for a page's mapping while it moves, and say that there is none: that is
+    not to be taken for an unmapping. Clusters of a page make for the most such moments."""
+    made = make_image({"a": "drdd" * 1024}, cluster_size=4096)
+    owner_child(
+        made.path,
+        """
+        length = len(expected)
+        for turn in range(60):
+            session = CSession(path, fill=True)
+            base, spare = session.map(), mmap(length)
+            for _ in range(30):
+                base, spare = mremap(base, length, length, spare), base
+                mmap(length, spare)
+            session.wait()
+            same(base, expected, turn)
+            session.close()
+            munmap(base, length)
+            munmap(spare, length)
+        done()
+        """,
+        timeout=90,
+    )
+
+
 @FILLS
 def test_unmapped_parts_are_not_written_when_used_again(make_image, fill):
     made = make_image({"a": "ddrd" * 1024})
