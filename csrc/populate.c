@@ -58,7 +58,7 @@ void lr_populate_close(struct lr_session *session)
 static int load(struct lr_feed *feed, struct lr_range *range, uint64_t cluster, uint64_t end,
 		uint64_t deadline_ns, uint64_t *ret_reached, struct lr_problem *ret_problem)
 {
-	struct lr_problem problem = {.cluster = LR_NOWHERE};
+	struct lr_problem problem = {.cluster = LR_NOWHERE}, rest = {.cluster = LR_NOWHERE};
 	uint64_t first = cluster, run;
 	bool is_late = false;
 	int code = LR_OK, last;
@@ -71,9 +71,12 @@ static int load(struct lr_feed *feed, struct lr_range *range, uint64_t cluster, 
 		cluster += code == LR_OK ? run : 0;
 		is_late = lr_clock_ns() >= deadline_ns;
 	}
-	last = lr_feed_finish(feed, code == LR_OK ? &problem : NULL);
-	if (code == LR_OK)
+	/* What was begun before may have failed too: the first failure is what counts. */
+	last = lr_feed_finish(feed, &rest);
+	if (last < 0 && (code == LR_OK || rest.cluster < problem.cluster)) {
 		code = last;
+		problem = rest;
+	}
 	*ret_reached = cluster;
 	if (code < 0) {
 		*ret_reached =

@@ -40,6 +40,11 @@ int lr_source_read(const struct lr_source *source, uint64_t offset, void *ret_da
 
 		if (got < 0 && errno == EINTR)
 			continue;
+		/* That there is no memory for the file's pages, or for our buffer's (EFAULT), as in
+		 * a full cgroup, says nothing of the file. */
+		if (got < 0 && (errno == ENOMEM || errno == EFAULT))
+			return lr_problem_set(ret_problem, LR_ERR_NOMEM, errno, LR_NOWHERE,
+					      offset + done);
 		if (got < 0)
 			return lr_problem_set(ret_problem, LR_ERR_IO, errno, LR_NOWHERE,
 					      offset + done);
