@@ -149,7 +149,7 @@ static void discard(lr_freeze *freeze)
 		close(freeze->all.pidfd);
 	pthread_cond_destroy(&freeze->changed);
 	pthread_mutex_destroy(&freeze->lock);
-	free(freeze->all.tids);
+	free(freeze->all.threads);
 	free(freeze);
 }
 

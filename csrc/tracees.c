@@ -19,7 +19,9 @@
 #endif
 #define FIRST_WAIT_NS 20000
 #define LAST_WAIT_NS  1000000
-#define REFUSED_TRIES 200       /* each FIRST_WAIT_NS after the other */
+#define REFUSED_TRIES 200 /* each FIRST_WAIT_NS after the other */
+#define SLEEPS_NS     20000000
+#define WAITS_NS      200000000
 #define EXEC_WAIT_NS  200000000 /* for the thread that exec() puts in the first one's place */
 
 static int64_t now_ns(void)
@@ -44,7 +46,7 @@ static uint32_t find_tid(const struct lr_tracees *all, pid_t tid)
 
 	while (low < high) {
 		uint32_t middle = low + (high - low) / 2;
-		if (all->tids[middle] < tid)
+		if (all->threads[middle].tid < tid)
 			low = middle + 1;
 		else
 			high = middle;
@@ -56,7 +58,7 @@ static bool have_tid(const struct lr_tracees *all, pid_t tid)
 {
 	uint32_t at = find_tid(all, tid);
 
-	return at < all->count && all->tids[at] == tid;
+	return at < all->count && all->threads[at].tid == tid;
 }
 
 static int make_room(struct lr_tracees *all)
@@ -64,10 +66,10 @@ static int make_room(struct lr_tracees *all)
 	if (all->count < all->room)
 		return LR_OK;
 	uint32_t room = all->room ? all->room * 2 : 64;
-	pid_t *tids = realloc(all->tids, room * sizeof(tids[0]));
-	if (!tids)
+	struct lr_tracee *threads = realloc(all->threads, room * sizeof(threads[0]));
+	if (!threads)
 		return fail(all, LR_ERR_NOMEM, ENOMEM);
-	all->tids = tids;
+	all->threads = threads;
 	all->room = room;
 	return LR_OK;
 }
@@ -76,15 +78,17 @@ static void put_tid(struct lr_tracees *all, pid_t tid)
 {
 	uint32_t at = find_tid(all, tid);
 
-	memmove(&all->tids[at + 1], &all->tids[at], (all->count - at) * sizeof(all->tids[0]));
-	all->tids[at] = tid;
+	memmove(&all->threads[at + 1], &all->threads[at],
+		(all->count - at) * sizeof(all->threads[0]));
+	all->threads[at] = (struct lr_tracee){.tid = tid};
 	all->count++;
 }
 
 static void drop_tid_at(struct lr_tracees *all, uint32_t at)
 {
 	all->count--;
-	memmove(&all->tids[at], &all->tids[at + 1], (all->count - at) * sizeof(all->tids[0]));
+	memmove(&all->threads[at], &all->threads[at + 1],
+		(all->count - at) * sizeof(all->threads[0]));
 }
 
 /* ---- Stopping ------------------------------------------------------------------------------- */
@@ -220,37 +224,97 @@ static bool is_stopped(pid_t tid)
 	return true;
 }
 
+static bool release(pid_t tid)
+{
+	siginfo_t info = {0};
+	uintptr_t signal_number = 0;
+
+	/* A thread that stopped where it takes a signal gets it now; other stops are ours, or
+	 * SIGSTOP's. */
+	if (ptrace(PTRACE_GETSIGINFO, tid, NULL, &info) == 0
+	    && info.si_code >> 8 != PTRACE_EVENT_STOP)
+		signal_number = (uintptr_t)info.si_signo;
+	/* Not stopped (timeout) or ended: the kernel lets go of it when this thread ends, in a
+	 * moment. */
+	return ptrace(PTRACE_DETACH, tid, NULL, (void *)signal_number) == 0;
+}
+
+/*
+ * Let all run that are stopped but for those that are held, and hold this one, which cannot stop
+ * where it waits in the kernel. It may wait for one of the others: a page that is lazily restored
+ * comes from a thread of the same process.
+ */
+static void give_way(struct lr_tracees *all, pid_t tid)
+{
+	all->threads[find_tid(all, tid)].is_held = true;
+	for (uint32_t i = 0; i < all->count;) {
+		if (!all->threads[i].is_held && release(all->threads[i].tid))
+			drop_tid_at(all, i);
+		else
+			i++;
+	}
+}
+
+/* Does it look as if a thread waits in the kernel for another one? At once where it shows; but a
+ * wait for a page turns into a loop, seen as running, when it is interrupted. */
+static bool is_waiting(const struct lr_tracees *all, pid_t tid, int64_t since_ns)
+{
+	struct lr_procmem_stat stat;
+	int64_t waited_ns = now_ns() - since_ns;
+
+	return waited_ns > WAITS_NS
+	       || (waited_ns > SLEEPS_NS && lr_procmem_stat(all->pid, tid, &stat, NULL) == LR_OK
+		   && stat.state == 'D');
+}
+
+/* Wait until this thread of the table is stopped. 0: it has ended, or is not ours. 2: others were
+ * let run for it. */
+static int wait_for(struct lr_tracees *all, pid_t tid)
+{
+	int64_t since_ns = now_ns();
+	int outcome = 1;
+
+	for (long pause_ns = FIRST_WAIT_NS; !is_stopped(tid);) {
+		/* Asked again: exec() may have put another in its place, one of ours (which now
+		 * stops) or not (then it is to be attached to). */
+		if (has_ended(all, tid) || ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) < 0)
+			return 0;
+		if (now_ns() >= all->deadline_ns)
+			return fail(all, LR_ERR_TIMEOUT, 0);
+		if (outcome == 1 && is_waiting(all, tid, since_ns)) {
+			give_way(all, tid);
+			outcome = 2;
+		}
+		sleep_ns(pause_ns);
+		if (pause_ns < LAST_WAIT_NS)
+			pause_ns *= 2;
+	}
+	return outcome;
+}
+
 /* Wait until all threads in the table are stopped. Returns how many were not, at first. */
 static int wait_stopped(struct lr_tracees *all)
 {
 	int waited = 0;
 
 	for (uint32_t i = 0; i < all->count;) {
-		pid_t tid = all->tids[i];
-		long pause_ns = FIRST_WAIT_NS;
-		bool stopped = is_stopped(tid), ended = false;
+		pid_t tid = all->threads[i].tid;
 
-		waited += !stopped;
-		while (!stopped && !ended) {
-			if (now_ns() >= all->deadline_ns)
-				return fail(all, LR_ERR_TIMEOUT, 0);
-			sleep_ns(pause_ns);
-			if (pause_ns < LAST_WAIT_NS)
-				pause_ns *= 2;
-			stopped = is_stopped(tid);
-			/* Asked again: exec() may have put another in its place, one of ours (which
-			 * now stops) or not (then it is to be attached to). */
-			ended = !stopped
-				&& (has_ended(all, tid)
-				    || ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) < 0);
-		}
-		if (ended) {
-			drop_tid_at(all, i);
-			if (has_ended(all, tid) && thread_ended(all, tid) < 0)
-				return LR_ERR_GONE;
+		if (is_stopped(tid)) {
+			i++;
 			continue;
 		}
-		i++;
+		waited++;
+		int outcome = wait_for(all, tid);
+		if (outcome < 0)
+			return outcome;
+		if (outcome == 0) {
+			drop_tid_at(all, find_tid(all, tid));
+			if (has_ended(all, tid) && thread_ended(all, tid) < 0)
+				return LR_ERR_GONE;
+		}
+		if (outcome == 2)
+			break; /* the table is another one: from the beginning */
 	}
 	return waited;
 }
@@ -291,25 +355,10 @@ int lr_tracees_stop(struct lr_tracees *all)
 
 /* ---- Letting go ----------------------------------------------------------------------------- */
 
-static void release(pid_t tid)
-{
-	siginfo_t info = {0};
-	uintptr_t signal_number = 0;
-
-	/* A thread that stopped where it takes a signal gets it now; other stops are ours, or
-	 * SIGSTOP's. */
-	if (ptrace(PTRACE_GETSIGINFO, tid, NULL, &info) == 0
-	    && info.si_code >> 8 != PTRACE_EVENT_STOP)
-		signal_number = (uintptr_t)info.si_signo;
-	/* Not stopped (timeout) or ended: the kernel lets go of it when this thread ends, in a
-	 * moment. */
-	ptrace(PTRACE_DETACH, tid, NULL, (void *)signal_number);
-}
-
 void lr_tracees_release(struct lr_tracees *all)
 {
 	for (uint32_t i = 0; i < all->count; i++)
-		release(all->tids[i]);
+		release(all->threads[i].tid);
 }
 
 /* ---- From any thread ------------------------------------------------------------------------ */

@@ -3,21 +3,27 @@
  *
  * Floor 2 (above procmem), for freeze alone. What needs ptrace is for one thread, the same from the
  * first call to the last; lr_tracees_reap and lr_tracees_check are for any. Whoever has the struct
- * owns it; `tids` is freed by its owner.
+ * owns it; `threads` is freed by its owner.
  */
 #ifndef LR_TRACEES_H
 #define LR_TRACEES_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "lazyrestore.h"
+
+struct lr_tracee {
+	pid_t tid;
+	bool is_held; /* stays stopped when others are let run for a moment */
+};
 
 struct lr_tracees {
 	pid_t pid;
 	int pidfd;
 	int64_t deadline_ns; /* CLOCK_MONOTONIC; INT64_MAX: none */
 	struct lr_problem problem;
-	pid_t *tids; /* ascending: attached to */
+	struct lr_tracee *threads; /* ascending by tid: attached to */
 	uint32_t count;
 	uint32_t room;
 	int64_t since_ns; /* CLOCK_MONOTONIC, when the first was stopped; 0: none was */

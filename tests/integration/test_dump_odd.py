@@ -434,6 +434,44 @@ def test_a_tenth_of_it_is_loaded(tmp_path: Path, everything: bool) -> None:
         assert process.ask("region[:1 << 20] == bytes(1 << 20)") is False
 
 
+BUSY = """
+import mmap, os, sys, threading, lazyrestore
+with lazyrestore.restore(sys.argv[1], lazy=True, prefetch="none") as session:
+    region = session["memory"]
+    file = os.memfd_create("copy")
+    def copy():
+        view = memoryview(region)
+        for start in range(0, len(region) // 2, 4096):
+            os.pwrite(file, view[start : start + 4096], 0)
+    def give_up():
+        for start in range(len(region) // 2, len(region), 4096):
+            region.madvise(mmap.MADV_DONTNEED, start, 4096)
+    for work in (copy, give_up):
+        threading.Thread(target=work).start()
+    print(0, flush=True)
+print(1, flush=True)
+"""
+
+
+@pytest.mark.uffd
+@in_child(120)
+def test_while_its_threads_wait_in_the_kernel_for_its_pager(tmp_path: Path) -> None:
+    """They cannot be stopped there, and their pager must not be: it is let run for a moment."""
+    inner = tmp_path / "inner.lzr"
+    lazyrestore.dump(os.urandom(128 * MIB), inner, level=1)
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(inner)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE_HOME)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"0\n"
+        for _ in range(6):
+            with pytest.raises(ProcessError, match="itself being lazily restored"):
+                lazyrestore.dump(ProcessMemory(process.pid), tmp_path / "outer.lzr")
+        assert process.stdout.readline() == b"1\n", "it did not run on"
+
+
 @pytest.mark.uffd
 @in_child(120)
 def test_while_it_is_being_filled(tmp_path: Path) -> None:
