@@ -146,6 +146,14 @@ def examine() -> Diagnosis:
     return diagnose(gather())
 
 
+def has_only_user_mode() -> bool:
+    """If the full kind of userfaultfd is refused here, and the lesser one is not."""
+    probe = ffi.new("struct lr_uffd_probe *")
+    lib.lr_uffd_probe(probe)
+    full = probe.device_error == 0 or probe.syscall_error == 0
+    return not full and probe.user_mode_error == 0
+
+
 def gather() -> Facts:
     """Everything that `diagnose` wants to know."""
     probe = ffi.new("struct lr_uffd_probe *")

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from lazyrestore.errors import LazyRestoreError
+from lazyrestore.errors import KernelError, LazyRestoreError
 
 from ._show import one_line
 
@@ -162,7 +162,7 @@ def _let_go_of_stdout() -> None:
 
 def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, LazyRestoreError):
-        return error.exit_code, str(error)
+        return error.exit_code, str(error) + _lesser_way(error, arguments)
     if isinstance(error, Terminated):
         return error.exit_code, str(error) or "terminated"
     if isinstance(error, KeyboardInterrupt):
@@ -180,6 +180,24 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
     kind = type(error).__name__
     hint = "set LAZYRESTORE_TRACEBACK=1 to see where, and report it"
     return FAILED, f"this should not happen: {kind}: {error}; {hint}"
+
+
+def _lesser_way(error: LazyRestoreError, arguments: Sequence[str]) -> str:
+    """What `restore --lazy` could do with the rights there are, if it was told that it may."""
+    mine = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if (
+        not isinstance(error, KernelError)
+        or "--lazy" not in mine
+        or "userfaultfd" not in str(error)
+    ):
+        return ""
+    if any(argument.partition("=")[0] == "--privilege" for argument in mine):
+        return ""
+    from lazyrestore._doctor import has_only_user_mode
+
+    if not has_only_user_mode():
+        return ""
+    return ", or add --privilege auto: all but system calls on pages that are not there works then"
 
 
 def _explain_parser(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from cli_support import PAGE, Image, finish, interrupt, run, start
 from restore_support import payloads, write_image
+from seccomp_support import DENY
 
 import lazyrestore
 
@@ -360,6 +361,29 @@ def test_no_right_to_it(nobody: object, small: Image) -> None:
     nobody.run("restore", "--lazy", copy).fails(4, "userfaultfd", "lazyrestore doctor")
     result = nobody.run("restore", "--lazy", "--json", copy).fails(4)
     assert json.loads(result.out)["error"]["type"] == "KernelError"
+
+
+@needs_refusal
+def test_the_lesser_way_is_told_where_there_is_one(nobody: object, small: Image) -> None:
+    """And works as it was told; but not who chose the kind himself, nor where it is refused too"""
+    if json.loads(nobody.run("doctor", "--json").out)["level"] != "user-mode-only":
+        pytest.skip("no user-mode-only userfaultfd for an ordinary user here")
+    copy = nobody.bring(small.path)
+    nobody.run("restore", "--lazy", copy).fails(
+        4, ", or add --privilege auto: all but system calls"
+    )
+    assert nobody.run("restore", "--lazy", "--privilege", "auto", copy).code == 0
+    for chosen in ("--privilege=full", "--privilege"):
+        arguments = (chosen, *(("full",) if chosen == "--privilege" else ()), copy)
+        result = nobody.run("restore", "--lazy", *arguments).fails(4, "lazyrestore doctor")
+        assert "auto" not in result.err
+    script = (
+        f"{DENY}\ndeny_userfaultfd(1)\n"
+        "from lazyrestore.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    result = nobody.run("restore", "--lazy", copy, script=script)
+    if not result.out.startswith("skip"):
+        assert "--privilege" not in result.fails(4, "lazyrestore doctor").err
 
 
 @needs_refusal

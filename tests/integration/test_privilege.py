@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
-from restore_support import PACKAGE_HOME, PAGE, TESTS, run_in_child
-from seccomp_support import DENY
+from privilege_support import USER_MODE, needs_refusal, without_userfaultfd
+from restore_support import PAGE, run_in_child
 
 import lazyrestore
-
-
-def without_userfaultfd(script, *arguments, error=1):
-    import textwrap
-
-    script = f"{DENY}\ndeny_userfaultfd({error})\n" + textwrap.dedent(script)
-    result = run_in_child(script, *arguments)
-    if result.stdout.startswith("skip"):
-        pytest.skip(f"seccomp: {result.stdout[5:]}")
-    return result
 
 
 @pytest.mark.parametrize("error", [1, 38])
@@ -133,58 +120,6 @@ def test_descriptors_that_ran_out_are_an_error_and_no_crash(small):
 # ---- User mode only ------------------------------------------------------------------------------
 
 
-USER_MODE = """
-import hashlib, os, sys
-import lazyrestore
-path, privilege = sys.argv[1:3]
-with lazyrestore.open(path) as image:
-    expected = image.read("data")
-def restore():
-    return lazyrestore.restore(path, lazy=True, privilege=privilege)
-with restore() as session:
-    assert session.stats().privilege == "user-mode-only"
-    assert session["data"][:] == expected
-with restore() as session:
-    region = session["data"]
-    region[5] = 7
-    assert region[:10] == expected[:5] + bytes([7]) + expected[6:10]
-with restore() as session:
-    # A system call on missing pages fails or stops short; it never sees zeros.
-    fd = os.memfd_create("out")
-    region = session["data"]
-    region[0]
-    try:
-        written = os.write(fd, region)
-    except OSError as error:
-        assert error.errno == 14, error
-        written = 0
-    assert written < len(expected)
-    assert os.pread(fd, len(expected), 0) == expected[:written]
-    os.ftruncate(fd, 0)
-    # And populate makes it safe.
-    region.populate()
-    assert os.pwrite(fd, region, 0) == len(expected)
-    assert os.pread(fd, len(expected), 0) == expected
-with restore() as session:
-    fd = os.memfd_create("in")
-    os.write(fd, b"x" * 20000)
-    view = memoryview(session["data"])[:20000]
-    try:
-        got = os.preadv(fd, [view], 0)
-    except OSError as error:
-        assert error.errno == 14, error
-        got = 0
-    view.release()
-    assert got < 20000
-    session["data"].populate(0, 20000)
-    view = memoryview(session["data"])[:20000]
-    assert os.preadv(fd, [view], 0) == 20000
-    view.release()
-    assert session["data"][:] == b"x" * 20000 + expected[20000:]
-print("right")
-"""
-
-
 def test_user_mode_only_by_choice(small):
     from lazyrestore._native import ffi, lib
 
@@ -193,68 +128,6 @@ def test_user_mode_only_by_choice(small):
     if probe.user_mode_error:
         pytest.skip(f"no user-mode-only userfaultfd: {os.strerror(probe.user_mode_error)}")
     assert run_in_child(USER_MODE, small.path, "user-mode-only").stdout == "right\n"
-
-
-@pytest.fixture(scope="module")
-def nobody_home(tmp_path_factory):
-    """The package and what it needs where an ordinary user can read it: a venv of root's is not."""
-    python = Path("/usr/bin/python3")
-    setpriv = shutil.which("setpriv")
-    if os.geteuid() != 0:
-        pytest.skip("only root can become nobody")
-    if not setpriv or not python.exists():
-        pytest.skip("setpriv or /usr/bin/python3 is not installed")
-    import tempfile
-
-    import _cffi_backend
-    import cffi
-    import msgpack
-
-    home = Path(tempfile.mkdtemp(prefix="lazyrestore-nobody-"))
-    for package in (cffi, msgpack):
-        folder = Path(package.__file__).parent
-        shutil.copytree(folder, home / folder.name)
-    shutil.copy(_cffi_backend.__file__, home)
-    shutil.copytree(PACKAGE_HOME / "lazyrestore", home / "lazyrestore")
-    shutil.copy(TESTS / "restore_support.py", home)
-    subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
-    wrap = (setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
-    probe = subprocess.run(
-        [*wrap, str(python), "-c", "import _cffi_backend, lazyrestore; lazyrestore.restore"],
-        env={"PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if probe.returncode:
-        shutil.rmtree(home)
-        pytest.skip(f"{python} cannot use this venv's packages: {probe.stderr.splitlines()[-1]}")
-
-    def run(script, *arguments, **options):
-        environment = {"PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
-        return run_in_child(
-            script, *arguments, python=str(python), wrap=wrap, environment=environment, **options
-        )
-
-    run.home = home
-    yield run
-    shutil.rmtree(home)
-
-
-@pytest.fixture
-def open_image(nobody_home, small):
-    """The small image, where nobody can read it."""
-    path = nobody_home.home / "small.lzr"
-    shutil.copy(small.path, path)
-    path.chmod(0o644)
-    return path
-
-
-needs_refusal = pytest.mark.skipif(
-    Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() != "0"
-    if Path("/proc/sys/vm/unprivileged_userfaultfd").exists()
-    else True,
-    reason="vm.unprivileged_userfaultfd allows everybody everything here",
-)
 
 
 @pytest.mark.root

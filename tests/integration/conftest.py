@@ -1,0 +1,65 @@
+"""An ordinary user who uses the package."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from restore_support import PACKAGE_HOME, TESTS, run_in_child
+
+
+@pytest.fixture(scope="module")
+def nobody_home(tmp_path_factory):
+    """The package and what it needs where an ordinary user can read it: a venv of root's is not."""
+    python = Path("/usr/bin/python3")
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() != 0:
+        pytest.skip("only root can become nobody")
+    if not setpriv or not python.exists():
+        pytest.skip("setpriv or /usr/bin/python3 is not installed")
+    import _cffi_backend
+    import cffi
+    import msgpack
+
+    home = Path(tempfile.mkdtemp(prefix="lazyrestore-nobody-"))
+    for package in (cffi, msgpack):
+        folder = Path(package.__file__).parent
+        shutil.copytree(folder, home / folder.name)
+    shutil.copy(_cffi_backend.__file__, home)
+    shutil.copytree(PACKAGE_HOME / "lazyrestore", home / "lazyrestore")
+    shutil.copy(TESTS / "restore_support.py", home)
+    subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
+    wrap = (setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
+    probe = subprocess.run(
+        [*wrap, str(python), "-c", "import _cffi_backend, lazyrestore; lazyrestore.restore"],
+        env={"PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if probe.returncode:
+        shutil.rmtree(home)
+        pytest.skip(f"{python} cannot use this venv's packages: {probe.stderr.splitlines()[-1]}")
+
+    def run(script, *arguments, before=(), after=(), **options):
+        environment = {"PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = (*before, *wrap, *after)
+        return run_in_child(
+            script, *arguments, python=str(python), wrap=command, environment=environment, **options
+        )
+
+    run.home = home
+    yield run
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def open_image(nobody_home, small):
+    """The small image, where nobody can read it."""
+    path = nobody_home.home / "small.lzr"
+    shutil.copy(small.path, path)
+    path.chmod(0o644)
+    return path
