@@ -45,6 +45,7 @@ int lr_install(const struct lr_target *target, enum lr_install_kind kind, uint64
 {
 	uint64_t page = target->host_page;
 	uint64_t step = bytes; /* how much to ask for at once */
+	bool is_asked_again = false;
 
 	memset(ret_installed, 0, sizeof(*ret_installed));
 	while (bytes > 0) {
@@ -63,6 +64,13 @@ int lr_install(const struct lr_target *target, enum lr_install_kind kind, uint64
 			/* The run crosses the end of a mapping that was split: page by page from
 			 * here. */
 			step = page;
+			is_asked_again = true;
+			continue;
+		} else if (done == -ENOENT && !is_asked_again) {
+			/* It may have been moved while the kernel was looking for it, after it had
+			 * looked whether anything changes. Asked again it says so: only this thread
+			 * can read that message. */
+			is_asked_again = true;
 			continue;
 		} else if (done == -ENOENT) {
 			/* This page was unmapped or given to somebody else: nobody may wait for it.
@@ -72,6 +80,7 @@ int lr_install(const struct lr_target *target, enum lr_install_kind kind, uint64
 		} else {
 			return code_of(done, ret_installed);
 		}
+		is_asked_again = false;
 		ret_installed->bytes += (uint64_t)done;
 		to += (uint64_t)done;
 		bytes -= (uint64_t)done;
