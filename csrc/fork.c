@@ -115,10 +115,13 @@ static void register_all(struct lr_target *target)
 {
 	struct lr_pieces *table = lr_pieces_current(target);
 
+	/* What the parent's pager is still to read of, it will; nothing of that kind comes here. */
+	target->unmapped_count = 0;
 	for (uint32_t i = 0; i < table->count; i++) {
 		struct lr_piece *piece = &table->items[i];
 		uint64_t bytes = piece->end - piece->start;
 
+		piece->untold = 0;
 		/* Whoever was about to unmap it does not exist here. */
 		lr_range_change(piece->range, LR_RANGE_SUSPENDED, LR_RANGE_ACTIVE);
 		if (lr_range_state(piece->range) != LR_RANGE_ACTIVE

@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "follow.h"
 #include "install.h"
 
 #define STACK_BYTES (256u << 10)
@@ -144,7 +145,7 @@ static void keep(struct lr_pager *pager, const struct lr_uffd_message *fault, ui
 
 static void apply(struct lr_target *target, const struct lr_uffd_message *message)
 {
-	lr_target_apply(target, message);
+	lr_follow(target, message);
 	/* Whoever waited there for a page waits for good, unless he looks again. */
 	if (message->kind != LR_UFFD_REMOVE)
 		lr_uffd_wake(&target->uffd, message->start, message->end - message->start);

@@ -3,10 +3,10 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "follow.h"
 #include "pieces.h"
 
 int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page)
@@ -135,6 +135,8 @@ static int try_to_enter(struct lr_target *target, struct lr_range *range, uint64
 		range->start = start;
 		range->bytes = bytes;
 		range->is_entered = true;
+		/* Told of it is before it is active, which is waited for. */
+		lr_follow_forget(target, start, start + bytes);
 		target->attached++;
 		code = LR_OK;
 		if (!lr_pieces_insert(target, lr_pieces_current(target), &piece))
@@ -189,126 +191,6 @@ void lr_target_add_error(struct lr_target *target, const struct lr_load_error *e
 	if (target->error_count < LR_ERRORS_KEPT)
 		target->errors[target->error_count] = *error;
 	target->error_count++;
-	pthread_mutex_unlock(&target->lock);
-}
-
-/* What the image has for a piece's pages will not be put there any more. */
-static void settle(struct lr_target *target, const struct lr_piece *piece)
-{
-	lr_pageset_settle(&target->clusters, lr_target_page(target, piece->range, piece->offset),
-			  (piece->end - piece->start) / target->host_page);
-}
-
-/* The owner gave up what was there: it is zeros from now on. The lock is held. */
-static void apply_remove(struct lr_target *target, uint64_t start, uint64_t end)
-{
-	const struct lr_pieces *table = lr_pieces_current(target);
-
-	for (uint32_t slot = lr_pieces_slot(table, start);
-	     slot < table->count && table->items[slot].start < end; slot++) {
-		struct lr_piece part = table->items[slot];
-
-		/* The session's own, while it attaches the range. */
-		if (lr_range_state(part.range) == LR_RANGE_CHANGING)
-			continue;
-		if (part.start < start) {
-			part.offset += start - part.start;
-			part.start = start;
-		}
-		if (part.end > end)
-			part.end = end;
-		settle(target, &part);
-	}
-}
-
-/* The second message of one mremap: what was moved away is known from the first. Meanwhile another
- * thread may have moved something else to the old place. Forgets places of which other parts are
- * unmapped: they were kept (MREMAP_DONTUNMAP). */
-static bool was_moved(struct lr_target *target, uint64_t start, uint64_t end)
-{
-	bool is_found = false;
-
-	for (uint32_t i = 0; i < target->moved_count;) {
-		struct lr_moved moved = target->moved[i];
-
-		if (moved.start >= end || moved.end <= start) {
-			i++;
-			continue;
-		}
-		if (!is_found && moved.start == start && moved.end == end)
-			is_found = true;
-		target->moved[i] = target->moved[--target->moved_count];
-	}
-	return is_found;
-}
-
-/* Make a range that was cut whole again, where it was attached. */
-static void put_back(struct lr_target *target, struct lr_pieces *table, struct lr_range *range)
-{
-	struct lr_piece whole = {
-		.start = range->start, .end = range->start + range->bytes, .range = range};
-	struct lr_piece cut;
-
-	while (lr_pieces_cut(target, table, whole.start, whole.end, &cut))
-		continue;
-	lr_pieces_insert(target, table, &whole);
-}
-
-static void apply_unmap(struct lr_target *target, uint64_t start, uint64_t end)
-{
-	struct lr_range *attached = NULL;
-	struct lr_pieces *table;
-	struct lr_piece cut;
-
-	if (was_moved(target, start, end))
-		return;
-	/* Whatever is mapped there now may just have been taken for a piece by a fork. */
-	if (target->is_advised)
-		madvise((void *)(uintptr_t)start, end - start, MADV_DOFORK);
-	table = lr_pieces_begin(target);
-	while (lr_pieces_cut(target, table, start, end, &cut)) {
-		/* What is being attached was mapped after that, or it would not be. */
-		if (lr_range_state(cut.range) == LR_RANGE_CHANGING)
-			attached = cut.range;
-		else
-			settle(target, &cut);
-	}
-	if (attached)
-		put_back(target, table, attached);
-	lr_pieces_commit(target, table);
-}
-
-static void apply_remap(struct lr_target *target, uint64_t from, uint64_t end, uint64_t to)
-{
-	struct lr_pieces *table = lr_pieces_begin(target);
-	struct lr_piece cut;
-
-	/* What was at the new place is gone. The new place never overlaps with the old one. */
-	while (lr_pieces_cut(target, table, to, to + (end - from), &cut))
-		settle(target, &cut);
-	while (lr_pieces_cut(target, table, from, end, &cut)) {
-		cut.start = cut.start - from + to;
-		cut.end = cut.end - from + to;
-		if (!lr_pieces_insert(target, table, &cut))
-			target->is_lost = true;
-	}
-	lr_pieces_commit(target, table);
-	/* The oldest makes room: it was kept, or its message would have come. */
-	if (target->moved_count == LR_MOVED_MAX)
-		memmove(target->moved, target->moved + 1,
-			--target->moved_count * sizeof(target->moved[0]));
-	target->moved[target->moved_count++] = (struct lr_moved){from, end};
-}
-
-void lr_target_apply(struct lr_target *target, const struct lr_uffd_message *message)
-{
-	pthread_mutex_lock(&target->lock);
-	if (message->kind == LR_UFFD_REMOVE)
-		apply_remove(target, message->start, message->end);
-	else if (message->kind == LR_UFFD_UNMAP)
-		apply_unmap(target, message->start, message->end);
-	else if (message->kind == LR_UFFD_REMAP)
-		apply_remap(target, message->start, message->end, message->to);
 	pthread_mutex_unlock(&target->lock);
 }
 

@@ -44,6 +44,7 @@ struct lr_piece {
 	uint64_t end;
 	uint64_t offset; /* of `start`, in the range */
 	struct lr_range *range;
+	uint32_t untold; /* unmappings of what was here before, of which is still to be read */
 };
 
 /* Pieces by address. A forked child looks at a copy that was made while the pager worked: it can
@@ -55,8 +56,8 @@ struct lr_pieces {
 	_Atomic uint32_t version_after; /* and after it */
 };
 
-#define LR_ERRORS_KEPT 1024u
-#define LR_MOVED_MAX   64u
+#define LR_ERRORS_KEPT  1024u
+#define LR_UNMAPPED_MAX 64u
 
 struct lr_target {
 	const struct lr_image *image;
@@ -77,12 +78,13 @@ struct lr_target {
 	uint32_t attached;       /* ranges */
 	bool is_lost;            /* there were more pieces than room: not all are known */
 	_Atomic bool is_advised; /* a fork has just kept pieces from children: see apply_unmap */
-	/* Old places of what was moved, whose own UNMAP is still to come. */
-	struct lr_moved {
+	/* Places of which an UNMAP is still to be read: follow.c. */
+	struct lr_unmapped {
 		uint64_t start;
 		uint64_t end;
-	} moved[LR_MOVED_MAX];
-	uint32_t moved_count;
+		uint32_t untold; /* how many */
+	} unmapped[LR_UNMAPPED_MAX];
+	uint32_t unmapped_count;
 	uint64_t error_count;
 	struct lr_load_error *errors; /* the first LR_ERRORS_KEPT */
 };
@@ -106,8 +108,6 @@ int lr_target_enter(struct lr_target *target, struct lr_range *range, uint64_t s
 bool lr_target_take(struct lr_target *target, struct lr_range *range, struct lr_piece *ret_piece);
 void lr_target_add_error(struct lr_target *target, const struct lr_load_error *error);
 
-/* Do what a message other than a fault says. */
-void lr_target_apply(struct lr_target *target, const struct lr_uffd_message *message);
 /* Wait until what happened to the memory before this call is known: for a moment, and never for a
  * load. */
 void lr_target_sync(const struct lr_target *target);
