@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -122,3 +123,29 @@ def test_all_refuse_a_reference_that_contradicts_itself(tmp_path: Path) -> None:
     assert verdicts.core == "LR_ERR_NODE"
     assert verdicts.verify == "an index entry contradicts itself"
     assert verdicts.decoder == "reference reserved"
+
+
+def test_all_refuse_a_footer_within_a_footer(tmp_path: Path) -> None:
+    """Once `verify` followed the records to the file's end, whatever the last of them was"""
+    data = (FIXTURES / "one_byte.lzr").read_bytes()
+    head = b"\x81\xa6footer\xc5\x00\xca"  # a bin of 202 bytes: the true footer's whole record
+    surgery = Surgery(data[:-202] + head + data[-202:])
+    struct.pack_into("<Q", surgery.data, surgery.footer + 80, len(surgery.data))
+    path = tmp_path / "changed.lzr"
+    path.write_bytes(surgery.reseal())
+    verdicts = judge(path)
+    assert verdicts.core is None
+    assert "not the footer at the file's end" in str(verdicts.verify)
+    assert verdicts.decoder == "footer has 192 bytes"
+
+
+def test_all_refuse_an_index_of_no_clusters(tmp_path: Path) -> None:
+    """Once `verify` did not look at it"""
+    surgery = Surgery((FIXTURES / "empty_region.lzr").read_bytes())
+    surgery.data[surgery.root + 72 + 16] = 1
+    path = tmp_path / "changed.lzr"
+    path.write_bytes(surgery.reseal())
+    verdicts = judge(path)
+    assert verdicts.core is None
+    assert "no clusters, and yet an index" in str(verdicts.verify)
+    assert verdicts.decoder == "the tree of an empty image"
