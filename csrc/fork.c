@@ -53,9 +53,23 @@ static bool any_piece(struct lr_target *target, struct lr_piece *ret_piece)
 	return is_there;
 }
 
+/* In a child of a bare clone, its parent's sessions have no memory: what lies at their addresses is
+ * the child's own affair, and no child of it may have the image put there. */
+static void forget_others(void)
+{
+	pid_t pid = getpid();
+
+	for (struct lr_session **at = &sessions; *at;)
+		if ((*at)->pid == pid)
+			at = &(*at)->next;
+		else
+			*at = (*at)->next;
+}
+
 static void before_fork(void)
 {
 	pthread_mutex_lock(&sessions_lock);
+	forget_others();
 	for (struct lr_session *session = sessions; session; session = session->next)
 		advise(&session->target, MADV_DOFORK);
 }

@@ -232,6 +232,31 @@ def test_a_clone_without_handlers_gets_a_signal(image, how):
     )
 
 
+def test_a_clones_own_memory_at_a_regions_address_is_let_alone(image):
+    """In a child of that clone too: its handlers know the region, but not whose memory it is."""
+    child(
+        image,
+        """
+        session = lazyrestore.restore(path, lazy=True)
+        address, length = session["a"].address, len(expected)
+        def check(depth):
+            own = ctypes.string_at(address, length)
+            assert own == bytes([7]) * PAGE + bytes(length - PAGE), "not what was written there"
+            if depth:
+                run(check, depth - 1)
+        def work():
+            assert libc.mmap(address, length, 3, 0x32, -1, 0) == address
+            ctypes.memset(address, 7, PAGE)
+            run(check, 1)
+            check(1)
+            os._exit(0)
+        code = end_of(raw_clone(work))
+        assert code == 0, code
+        same(session["a"], expected)
+        """,
+    )
+
+
 # ---- What starts programs ------------------------------------------------------------------------
 
 
