@@ -70,8 +70,11 @@ static void before_fork(void)
 {
 	pthread_mutex_lock(&sessions_lock);
 	forget_others();
-	for (struct lr_session *session = sessions; session; session = session->next)
+	for (struct lr_session *session = sessions; session; session = session->next) {
+		/* Sequentially consistent, and before lr_target_sync: partner of begin_reading. */
+		atomic_store(&session->target.is_forking, true);
 		advise(&session->target, MADV_DOFORK);
+	}
 }
 
 /* Somebody may unmap part of a region, and map something of his own there, of which the pager reads
@@ -90,8 +93,10 @@ static void keep_from_children(struct lr_target *target)
 
 static void after_fork(void)
 {
-	for (struct lr_session *session = sessions; session; session = session->next)
+	for (struct lr_session *session = sessions; session; session = session->next) {
+		atomic_store(&session->target.is_forking, false);
 		keep_from_children(&session->target);
+	}
 	pthread_mutex_unlock(&sessions_lock);
 }
 
@@ -157,6 +162,7 @@ static void rearm(struct lr_session *session)
 	pthread_mutex_init(&target->lock, NULL);
 	pthread_mutex_init(&session->feeds_lock, NULL);
 	atomic_store(&target->reading, 0);
+	atomic_store(&target->is_forking, false);
 	lr_fill_abandon(&session->fill);
 	lr_populate_close(session);
 	lr_pager_abandon(&session->pager);

@@ -16,6 +16,8 @@
 #define STACK_BYTES (256u << 10)
 /* How long to wait for memory, or for a message that is about to come. */
 #define RETRY_MS 1
+/* How often 50 microseconds (and the timer's slack) may be waited for a fork(). */
+#define PUT_OFF_MAX 200u
 
 static void trace_fault(struct lr_pager *pager, const struct lr_waiting *fault,
 			const struct lr_range *range, uint64_t offset,
@@ -151,6 +153,28 @@ static void apply(struct lr_target *target, const struct lr_uffd_message *messag
 		lr_uffd_wake(&target->uffd, message->start, message->end - message->start);
 }
 
+/* Odd: whoever gave memory up goes on from the read, and must not get ahead of what is noted of it
+ * here. Least of all into the copy of the memory that a fork() is about to make: so nothing is read
+ * while one is under way. But it may wait for a lock of the C library whose holder waits for a
+ * page: then this goes on. */
+static void begin_reading(struct lr_pager *pager)
+{
+	struct timespec pause = {.tv_nsec = 50000};
+
+	for (;;) {
+		atomic_fetch_add(&pager->target->reading, 1);
+		if (!atomic_load(&pager->target->is_forking)) {
+			pager->put_off = 0;
+			return;
+		}
+		if (pager->put_off == PUT_OFF_MAX)
+			return;
+		pager->put_off++;
+		atomic_fetch_add(&pager->target->reading, 1);
+		nanosleep(&pause, NULL);
+	}
+}
+
 /* Read all messages there are: what they say of the memory is done at once, faults are kept.
  * Returns how many were read. */
 static int read_messages(struct lr_pager *pager)
@@ -162,9 +186,7 @@ static int read_messages(struct lr_pager *pager)
 	do {
 		uint64_t read_ns;
 
-		/* Odd: whoever gave memory up goes on from the read, and must not get ahead of what
-		 * is noted of it here. */
-		atomic_fetch_add(&target->reading, 1);
+		begin_reading(pager);
 		count = lr_uffd_read(&target->uffd, messages, LR_UFFD_MESSAGES_MAX);
 		for (int i = 0; i < count; i++)
 			if (messages[i].kind != LR_UFFD_FAULT)

@@ -48,6 +48,7 @@ struct lr_pager {
 	int event_fd;             /* there is a job, or it is to stop */
 	_Atomic(struct lr_job *) inbox;
 	struct lr_job *jobs; /* taken from the inbox, in order */
+	uint32_t put_off;    /* how often it waited for the fork() that is under way */
 	uint32_t waiting_count;
 	/* Where faults were read and dropped, because there was no room: to be asked for again. */
 	uint64_t dropped_low;

@@ -68,6 +68,8 @@ struct lr_target {
 	struct lr_pageset clusters;
 	/* Odd while the pager reads messages and does what they say: lr_target_sync. */
 	_Atomic uint32_t reading;
+	/* A fork() is under way: the pager puts off reading, for a while (pager.c). */
+	_Atomic bool is_forking;
 
 	pthread_mutex_t
 		lock; /* of the fields below; held for moments, never while a page is loaded */

@@ -257,6 +257,52 @@ static void forks_amid_faults_and_sessions(void)
 	tear_down();
 }
 
+struct giver {
+	_Atomic unsigned given; /* so many pages, from the first on */
+	atomic_int stop;
+};
+
+static void *give_up_one_by_one(void *argument)
+{
+	struct giver *giver = argument;
+
+	for (unsigned page = 0; page < 4000000 / 4096 && !atomic_load(&giver->stop); page++) {
+		CHECK_CALL(madvise(memory + page * 4096u, 4096, MADV_DONTNEED));
+		atomic_store(&giver->given, page + 1);
+	}
+	return NULL;
+}
+
+/* What the child's own memory says was given up must be so in the child: nothing of it was loaded,
+ * so that only the pager's knowledge is between zeros and the image's bytes. */
+static void child_knows_what_others_gave_up(void)
+{
+	SHORT_OF_SANITIZERS;
+	for (int round = 0; round < 30; round++) {
+		struct giver giver = {0};
+		pthread_t thread;
+
+		set_up();
+		CHECK_EQ(pthread_create(&thread, NULL, give_up_one_by_one, &giver), 0);
+		for (int i = 0; i < 5; i++) {
+			pid_t pid = fork();
+
+			CHECK(pid != -1);
+			if (pid == 0) {
+				for (unsigned page = atomic_load(&giver.given); page-- > 0;)
+					CHECK_EQ(memory[page * 4096u], 0);
+				_exit(0);
+			}
+			CHECK_CHILD(pid);
+		}
+		atomic_store(&giver.stop, 1);
+		CHECK_EQ(pthread_join(thread, NULL), 0);
+		lr_session_close(session);
+		lr_image_close(opened);
+		image_fini(&image);
+	}
+}
+
 static const struct check_case cases[] = {
 	CHECK_CASE(child_reads_what_the_parent_did_not_load),
 	CHECK_CASE(child_lives_longer_than_its_parent),
@@ -264,5 +310,6 @@ static const struct check_case cases[] = {
 	CHECK_CASE(child_without_descriptors_gets_a_signal),
 	CHECK_CASE(bare_clone_gets_a_signal),
 	CHECK_CASE(forks_amid_faults_and_sessions),
+	CHECK_CASE(child_knows_what_others_gave_up),
 };
 CHECK_MAIN(cases)

@@ -11,10 +11,9 @@ from .settings import SETTINGS, check, describe, find_wrong, without
 def main() -> int:
     parser = argparse.ArgumentParser(description="What can happen to a lazily restored page.")
     parser.add_argument("--mutant", choices=REMEDIES, help="take this remedy away")
-    parser.add_argument("--strict-fork", action="store_true", help="promise more than is kept")
     options = parser.parse_args()
-    rules = without(options.mutant) if options.mutant else Rules(strict_fork=options.strict_fork)
-    if options.mutant or options.strict_fork:
+    rules = without(options.mutant) if options.mutant else Rules()
+    if options.mutant:
         bad = find_wrong(rules)
         if bad:
             setting, found = bad

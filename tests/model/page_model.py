@@ -36,15 +36,16 @@ class Rules:
     keep_on_eagain: bool = True  # the fault, to be tried again
     wake_on_eexist: bool = True
     sync_before_fork: bool = True  # wait until what was read is applied
+    put_off_reads: bool = True  # until the memory is copied, unless the fork() waits for a lock
     serve_during_fork: bool = True  # fork() waits for locks whose holders wait for pages
     rearm_child: bool = True  # register its memory anew, with a pager of its own
 
-    # Not a remedy, but more than is promised: a child never sees what was given up while fork() was
-    # under way, before its memory was copied.
-    strict_fork: bool = False
+    # Not a remedy, but what is promised where fork() waits for no lock: a child never sees what was
+    # given up while fork() was under way, before its memory was copied.
+    strict_fork: bool = True
 
 
-REMEDIES = [field.name for field in fields(Rules) if field.default is True]
+REMEDIES = [field.name for field in fields(Rules) if field.name != "strict_fork"]
 
 
 class Call(NamedTuple):
@@ -339,7 +340,11 @@ def pager_moves(state: State, rules: Rules) -> Moves:
         return
     if pager.do == Do.POLL:
         is_asked = any(thread.at in (At.ASLEEP, At.REMOVE) for thread in state.threads)
-        if is_asked or pager.waiting or pager.removed or state.feeder.at == Feed.HANDED:
+        # It waits for a while, which is longer than anything but a lock takes.
+        is_put_off = rules.put_off_reads and not state.holder and state.fork
+        if not is_put_off and (
+            is_asked or pager.waiting or pager.removed or state.feeder.at == Feed.HANDED
+        ):
             yield Move("the pager begins to read", to(state, Do.READ))
     elif pager.do == Do.READ:
         yield from read_moves(state)

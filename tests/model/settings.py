@@ -14,12 +14,16 @@ SETTINGS = {
     "fork while another holds a lock": ("lock, read 0, unlock", "fork, read 0, write 1"),
     "drop, then fork": ("drop 0, fork, read 0, drop 1, read 1", "write 1"),
     "fork while another writes and drops": ("write 0, drop 0", "fork, read 0, read 1"),
+    "fork waits while another drops": ("write 0, drop 0", "fork, read 0", "lock, unlock"),
     "fork while another drops": ("drop 0, write 1", "fork, read 0, read 1"),
     "fork while two others do all": ("write 0, drop 0", "fork, read 0, read 1", "drop 1"),
     "three touch": ("read 0, read 1", "write 0", "write 1, read 0"),
     "one drops what others touch": ("write 0, drop 0, read 0", "read 0, read 1"),
     "two drop": ("drop 0, read 0", "drop 1, write 0, read 1"),
 }
+
+# One more: see docs/page-states.md, "A limit".
+LIMIT = ("drop 0", "fork, read 0", "lock, unlock")
 
 
 def first_state(programs: tuple[str, ...]) -> State:
