@@ -104,7 +104,11 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager)
 	code = lr_feed_open(&fill->feed, pager);
 	if (code < 0)
 		return code;
-	lr_headroom_open(&fill->headroom, "/");
+	code = lr_headroom_open(&fill->headroom, "/");
+	if (code < 0) {
+		lr_feed_close(&fill->feed);
+		return code;
+	}
 	atomic_store_explicit(&fill->state, LR_FILL_RUNNING, memory_order_relaxed);
 	code = start_thread(fill);
 	fill->is_started = code == LR_OK;

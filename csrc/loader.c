@@ -19,9 +19,11 @@ int lr_loader_open(struct lr_loader *loader, struct lr_target *target)
 	if (code < 0)
 		return code;
 	pthread_mutex_init(&loader->busy, NULL);
+	/* Had now: at a memory limit the pager must not wait for pages of its own. */
+	memset(loader->decoder.buffers, 0, 2 * (size_t)info->cluster_size);
 	if (target->host_page > info->page_size) {
 		void *expanded = mmap(NULL, info->cluster_size, PROT_READ | PROT_WRITE,
-				      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 		if (expanded == MAP_FAILED) {
 			lr_loader_close(loader);

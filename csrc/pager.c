@@ -228,7 +228,7 @@ static int do_job(struct lr_pager *pager)
 	else if (code == LR_OK)
 		code = lr_loader_install(loader, job->range, &job->decoded, job->clusters,
 					 &job->problem);
-	else
+	else if (code != LR_ERR_NOMEM)
 		fenced = lr_loader_fence(loader, job->range, job->cluster,
 					 job->decoded.info ? &job->decoded : NULL, &job->problem);
 	if (fenced < 0)
@@ -258,6 +258,15 @@ static void take_jobs(struct lr_pager *pager)
 	*end = ordered;
 }
 
+/* As much of the stack as serving a fault takes: at a memory limit it must be there. */
+static void have_stack(void)
+{
+	volatile uint8_t room[48u << 10];
+
+	for (size_t i = 0; i < sizeof(room); i += 4096)
+		room[i] = 0;
+}
+
 static void *run(void *argument)
 {
 	struct lr_pager *pager = argument;
@@ -267,6 +276,7 @@ static void *run(void *argument)
 	};
 	uint64_t count;
 
+	have_stack();
 	/* Looked at even while faults keep coming: a thread that touches a region which was
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
 	 * the eventfd brings it here. */

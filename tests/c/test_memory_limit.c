@@ -311,6 +311,11 @@ static void populate_stops_there_and_can_be_called_again(void)
 	run_limited(populate_and_give_back, image.path);
 }
 
+static void populate_that_cannot_read_fences_nothing(void)
+{
+	run_cold(populate_and_give_back);
+}
+
 static void suspend_while_waiting(const char *path)
 {
 	lr_image *opened = open_image(path);
@@ -338,6 +343,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE_LIMIT(goes_on_when_the_limit_is_raised, 60),
 	CHECK_CASE_LIMIT(ends_with_zeros_where_its_page_is_given_up, 60),
 	CHECK_CASE_LIMIT(populate_stops_there_and_can_be_called_again, 60),
+	CHECK_CASE_LIMIT(populate_that_cannot_read_fences_nothing, 60),
 	CHECK_CASE_LIMIT(holds_up_neither_suspend_nor_resume, 60),
 };
 CHECK_MAIN(cases)
