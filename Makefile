@@ -4,9 +4,10 @@
 # PYTEST_ARGS=...   what to hand to pytest, as "-k native" or "tests/unit"
 # DEMO_ARGS=...     what to hand to the demo, as "--walk 4"
 # FUZZ_SECONDS=...  for how long to fuzz
+# KERNEL=...        a Debian kernel package for kernel-matrix, as linux-image-6.12-amd64
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo core lint format native fuzz check-python check-c clean
+.PHONY: help test demo core lint format native fuzz kernel-matrix check-python check-c clean
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -16,6 +17,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FUZZ_SECONDS ?= 1800
+KERNEL ?=
 JOBS := $(shell nproc 2>/dev/null || echo 1)
 
 venv := .venv
@@ -29,6 +31,7 @@ help:
 	@echo "make test     the tests of the C core and of the Python package"
 	@echo "make core     build and test the C core alone, without Python"
 	@echo "make fuzz     try images that mean harm on the C core, for FUZZ_SECONDS ($(FUZZ_SECONDS))"
+	@echo "make kernel-matrix   the tests under Debian's own kernel, in QEMU"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make format   let ruff and clang-format write the files anew"
 	@echo "make native   build what the package needs in this tree, after a change in csrc/"
@@ -51,6 +54,10 @@ fuzz: check-c
 # The library and the binding lie in lazyrestore/, where the editable install finds them.
 native: $(stamp)
 	@$(core) all python SANITIZE= PYTHON="$(abspath $(bin))/python"
+
+kernel-matrix: $(stamp) native
+	@$(core) all tests examples SANITIZE=
+	@$(bin)/python tests/kernel_matrix/run.py $(KERNEL:%=--kernel %)
 
 lint: $(stamp) native
 	$(bin)/ruff check

@@ -287,13 +287,16 @@ static inline int check_touch(volatile void *address, int is_write)
 #define CHECK_SANITIZER_FACTOR 1
 #endif
 
-static inline int check_limit_ms(const struct check_case *test)
+static inline double check_time_factor(void)
 {
 	const char *factor = getenv("CHECK_TIME_FACTOR");
+	return factor && atof(factor) > 0 ? atof(factor) : 1;
+}
+
+static inline int check_limit_ms(const struct check_case *test)
+{
 	double seconds = test->limit_s ? test->limit_s : CHECK_LIMIT_S;
-	if (factor && atof(factor) > 0)
-		seconds *= atof(factor);
-	return (int)(seconds * 1000) * CHECK_SANITIZER_FACTOR;
+	return (int)(seconds * check_time_factor() * 1000) * CHECK_SANITIZER_FACTOR;
 }
 
 /* Wait for the case's process; kill it and all that it started when the time is over. Gives 0 if it

@@ -194,7 +194,9 @@ static void ends_in_an_error_or_right_bytes(void)
 	const char *seed_text = getenv("DAMAGE_SEED"), *rounds_text = getenv("DAMAGE_ROUNDS");
 	unsigned rounds = rounds_text ? (unsigned)atoi(rounds_text) : 3000 / CHECK_SANITIZER_FACTOR;
 	uint64_t seed = seed_text ? strtoull(seed_text, NULL, 0) : (uint64_t)getpid() * 1000003u;
-	struct itimerval watch = {.it_value = {.tv_sec = 5 * CHECK_SANITIZER_FACTOR}}, off = {0};
+	struct itimerval watch = {.it_value = {.tv_sec = (time_t)(5 * CHECK_SANITIZER_FACTOR
+								  * check_time_factor())}},
+			 off = {0};
 
 	set_up();
 	printf("DAMAGE_SEED=%ju DAMAGE_ROUNDS=%u\n", (uintmax_t)seed, rounds);

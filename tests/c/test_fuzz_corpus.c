@@ -71,7 +71,7 @@ static void use_within_bounds(const char *path, use_fn *use, bool limits_address
 	getrusage(RUSAGE_SELF, &usage);
 	cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000ll
 		 + usage.ru_utime.tv_usec + usage.ru_stime.tv_usec;
-	if (cpu_us > CPU_S_MAX * 1000000ll)
+	if ((double)cpu_us > CPU_S_MAX * 1e6 * check_time_factor())
 		CHECK_FAIL("%s took %lld ms", path, cpu_us / 1000);
 	if (!IS_SANITIZED && (usage.ru_maxrss - before.ru_maxrss) * 1024ll > MEMORY_MAX)
 		CHECK_FAIL("%s took %ld KiB", path, usage.ru_maxrss - before.ru_maxrss);
