@@ -18,6 +18,13 @@
 #define NEEDS_CHILD_THREADS() ((void)0)
 #endif
 
+#if CHECK_SANITIZER_FACTOR > 1
+#define NEEDS_FORK_AMID_MALLOC()                                                                   \
+	SKIP("a sanitizer's malloc is not made for fork() amid that of other threads")
+#else
+#define NEEDS_FORK_AMID_MALLOC() ((void)0)
+#endif
+
 #define PAGE   4096
 #define LENGTH 2000000 /* ends within a page, and within a cluster */
 #define PAGES  ((LENGTH + PAGE - 1) / PAGE)
@@ -147,6 +154,7 @@ static void vfork_and_spawn_are_served_by_the_parent(void)
 	char *arguments[] = {"true", NULL};
 	pid_t pid;
 
+	NEEDS_CHILD_THREADS(); /* it makes a fork of a vfork */
 	set_up(false);
 	for (uint64_t page = 3; page < PAGES - 1; page += 50) {
 		const volatile uint8_t *at = memory + page * PAGE;
@@ -171,6 +179,7 @@ static void a_fence_holds_in_a_child(void)
 	lr_session *other;
 	void *own;
 
+	NEEDS_CHILD_THREADS();
 	set_up(false);
 	own = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -239,7 +248,7 @@ static void *flush_all(void *argument)
  * a fork ends here. */
 static void fork_amid_fwrite_and_fflush(void)
 {
-	NEEDS_CHILD_THREADS();
+	NEEDS_FORK_AMID_MALLOC();
 	struct writer writer = {.file = tmpfile()};
 	pthread_t threads[3];
 
@@ -327,7 +336,7 @@ static void fork_amid_threads_libraries_and_malloc(void)
 	void *(*work[])(void *) = {start_threads, load_libraries, allocate};
 	pthread_t threads[3];
 
-	NEEDS_CHILD_THREADS();
+	NEEDS_FORK_AMID_MALLOC();
 	set_up(false);
 	for (int i = 0; i < 3; i++)
 		CHECK_EQ(pthread_create(&threads[i], NULL, work[i], NULL), 0);
@@ -402,7 +411,7 @@ static void forks_from_threads_amid_everything(void)
 {
 	pthread_t workers[2], forkers[4];
 
-	NEEDS_CHILD_THREADS();
+	NEEDS_FORK_AMID_MALLOC();
 	set_up(true);
 	for (int i = 0; i < 2; i++)
 		CHECK_EQ(pthread_create(&workers[i], NULL, give_up_and_populate, NULL), 0);

@@ -225,8 +225,10 @@ def test_a_clone_without_handlers_gets_a_signal(image, how):
                 run(same, own["a"], expected)
         code = end_of(clone(work))
         assert code == 0, code
-        same(region, expected)
         run(same, region, expected)
+        code = end_of(clone(ctypes.string_at, region.address + 77 * PAGE, 1))
+        assert code == -signal.SIGSEGV, f"after a fork: {code}"
+        same(region, expected)
         """,
         how,
     )
