@@ -157,12 +157,13 @@ int lr_fill_wait(struct lr_fill *fill, int64_t timeout_ns)
 
 void lr_fill_abandon(struct lr_fill *fill)
 {
+	/* Maybe it was just being started. */
+	atomic_store_explicit(&fill->state, LR_FILL_NONE, memory_order_relaxed);
 	if (!fill->is_started)
 		return;
 	fill->is_started = false;
 	lr_headroom_close(&fill->headroom);
 	lr_feed_close(&fill->feed);
-	atomic_store_explicit(&fill->state, LR_FILL_NONE, memory_order_relaxed);
 }
 
 void lr_fill_stop(struct lr_fill *fill)

@@ -184,6 +184,23 @@ static void apply_remap(struct lr_target *target, uint64_t from, uint64_t end, u
 	lr_pieces_commit(target, table);
 }
 
+void lr_follow_taken(struct lr_target *target, uint64_t start, uint64_t end)
+{
+	struct lr_pieces *table;
+	struct lr_piece cut;
+
+	pthread_mutex_lock(&target->lock);
+	table = lr_pieces_current(target);
+	if (lr_pieces_slot(table, start) < table->count
+	    && table->items[lr_pieces_slot(table, start)].start < end) {
+		table = lr_pieces_begin(target);
+		while (lr_pieces_cut(target, table, start, end, &cut))
+			settle(target, &cut);
+		lr_pieces_commit(target, table);
+	}
+	pthread_mutex_unlock(&target->lock);
+}
+
 void lr_follow(struct lr_target *target, const struct lr_uffd_message *message)
 {
 	pthread_mutex_lock(&target->lock);

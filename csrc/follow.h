@@ -15,6 +15,8 @@
 
 /* Do what a message other than a fault says. */
 void lr_follow(struct lr_target *target, const struct lr_uffd_message *message);
+/* Another target has registered what is here now. */
+void lr_follow_taken(struct lr_target *target, uint64_t start, uint64_t end);
 /* Something was mapped here that no message still to come is about. The target's lock is held. */
 void lr_follow_forget(struct lr_target *target, uint64_t start, uint64_t end);
 

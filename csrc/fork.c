@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "follow.h"
 #include "pieces.h"
 #include "session.h"
 
@@ -129,7 +130,7 @@ static void fence_all(struct lr_target *target)
 		lr_loader_fence_rest(target, &target->ranges[i]);
 }
 
-/* Register the pieces that came along; what cannot be registered must not be touched. */
+/* Register the pieces that came along. */
 static void register_all(struct lr_target *target)
 {
 	struct lr_pieces *table = lr_pieces_current(target);
@@ -139,15 +140,19 @@ static void register_all(struct lr_target *target)
 	for (uint32_t i = 0; i < table->count; i++) {
 		struct lr_piece *piece = &table->items[i];
 		uint64_t bytes = piece->end - piece->start;
+		int code;
 
 		piece->untold = 0;
-		/* Whoever was about to unmap it does not exist here. */
+		/* Whoever was about to unmap it does not exist here; whoever had unmapped it had no
+		 * use for it any more, nor may it be what is there now. */
 		lr_range_change(piece->range, LR_RANGE_SUSPENDED, LR_RANGE_ACTIVE);
-		if (lr_range_state(piece->range) != LR_RANGE_ACTIVE
-		    || lr_uffd_register(&target->uffd, piece->start, bytes, NULL) < 0)
-			forbid(piece->start, piece->end);
-		else
+		if (lr_range_state(piece->range) != LR_RANGE_ACTIVE)
+			continue;
+		code = lr_uffd_register(&target->uffd, piece->start, bytes, NULL);
+		if (code == LR_OK)
 			madvise((void *)(uintptr_t)piece->start, bytes, MADV_DONTFORK);
+		else if (code == LR_ERR_NOMEM)
+			forbid(piece->start, piece->end);
 	}
 }
 
@@ -224,6 +229,13 @@ void lr_fork_forget(struct lr_session *session)
 			break;
 		}
 	pthread_mutex_unlock(&sessions_lock);
+}
+
+void lr_fork_taken(const struct lr_session *by, uint64_t start, uint64_t end)
+{
+	for (struct lr_session *session = sessions; session; session = session->next)
+		if (session != by)
+			lr_follow_taken(&session->target, start, end);
 }
 
 void lr_fork_block(void)

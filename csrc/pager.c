@@ -39,24 +39,8 @@ static void trace_fault(struct lr_pager *pager, const struct lr_waiting *fault,
 	lr_trace_put(&pager->trace, &record);
 }
 
-/* True where memory that lies here was said to be unmapped, or is not known where it is. */
-static bool is_lost(const struct lr_target *target, uint64_t page)
-{
-	if (target->is_lost)
-		return true;
-	for (uint32_t i = 0; i < target->image->info.region_count; i++) {
-		const struct lr_range *range = &target->ranges[i];
-
-		if (lr_range_state(range) == LR_RANGE_GONE && page >= range->start
-		    && page < range->start + range->bytes)
-			return true;
-	}
-	return false;
-}
-
 /* Registered memory that is no region's: its owner made a mapping longer, or left an old place
- * mapped when he moved it. That is zeros, as it would be for any memory. But a region that was
- * detached and is touched all the same gets no zeros. */
+ * mapped when he moved it. That is zeros, as it would be for any memory. */
 static int serve_elsewhere(struct lr_pager *pager, uint64_t page)
 {
 	struct lr_target *target = pager->target;
@@ -64,7 +48,8 @@ static int serve_elsewhere(struct lr_pager *pager, uint64_t page)
 	struct lr_installed installed;
 	int code = LR_ERR_SYSTEM;
 
-	if (!is_lost(target, page))
+	/* Unless there were more pieces than could be noted. */
+	if (!target->is_lost)
 		code = lr_install_zeros(target, page, target->host_page, &installed);
 	if (code == LR_ERR_SYSTEM)
 		code = lr_install_fence(target, &piece, page, target->host_page);

@@ -146,6 +146,8 @@ static int attach(lr_session *session, struct lr_range *range, uint64_t start, b
 	code = register_range(session, range, ret_problem);
 	if (code < 0)
 		let_go(session, range);
+	else
+		lr_fork_taken(session, range->start, range->start + range->bytes);
 	lr_range_change(range, LR_RANGE_CHANGING, code == LR_OK ? LR_RANGE_ACTIVE : LR_RANGE_IDLE);
 	lr_fork_unblock();
 	if (code < 0)
@@ -226,6 +228,7 @@ int lr_session_detach(lr_session *session, uint32_t region)
 {
 	int code;
 	struct lr_range *range = lr_session_range(session, region, &code);
+	struct lr_piece piece;
 
 	if (!range)
 		return code;
@@ -234,7 +237,16 @@ int lr_session_detach(lr_session *session, uint32_t region)
 		return LR_ERR_CLOSED;
 	/* Also where it was suspended: by another thread, maybe, that still waits. */
 	lr_loader_quiesce(&session->pager.loader);
-	let_go(session, range);
+	lr_target_settle_down(&session->target, range->start);
+	lr_fork_block();
+	while (lr_target_take(&session->target, range, &piece)) {
+		/* Still there: its owner unmaps it next, and need not wait for that to be read. Nor
+		 * may anyone read zeros there. */
+		mprotect((void *)(uintptr_t)piece.start, piece.end - piece.start, PROT_NONE);
+		lr_uffd_unregister(&session->target.uffd, piece.start, piece.end - piece.start);
+		lr_uffd_wake(&session->target.uffd, piece.start, piece.end - piece.start);
+	}
+	lr_fork_unblock();
 	return LR_OK;
 }
 

@@ -27,6 +27,9 @@ void lr_fork_forget(struct lr_session *session);
 /* No fork() between the two: what is mapped, registered and entered belongs together. */
 void lr_fork_block(void);
 void lr_fork_unblock(void);
+/* Between them: memory here is this session's. What others knew of it is no more, even if they have
+ * not read so yet. */
+void lr_fork_taken(const struct lr_session *by, uint64_t start, uint64_t end);
 
 /* populate.c */
 void lr_populate_close(struct lr_session *session);
