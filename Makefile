@@ -4,10 +4,13 @@
 # PYTEST_ARGS=...   what to hand to pytest, as "-k native" or "tests/unit"
 # DEMO_ARGS=...     what to hand to the demo, as "--walk 4"
 # FUZZ_SECONDS=...  for how long to fuzz
+# SOAK_SECONDS=...  for how long to soak; SOAK_SEED=... with which random numbers
+# STRESS_SECONDS=.. for how long `make sanitize` runs the stress program, each time
 # KERNEL=...        a Debian kernel package for kernel-matrix, as linux-image-6.12-amd64
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo core lint format native fuzz kernel-matrix check-python check-c clean
+.PHONY: help test demo core lint format native fuzz sanitize soak kernel-matrix check-python \
+	check-c check-sanitizers clean
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -17,6 +20,9 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FUZZ_SECONDS ?= 1800
+SOAK_SECONDS ?= 300
+SOAK_SEED ?=
+STRESS_SECONDS ?= 15
 KERNEL ?=
 JOBS := $(shell nproc 2>/dev/null || echo 1)
 
@@ -24,13 +30,16 @@ venv := .venv
 bin := $(venv)/bin
 stamp := $(venv)/installed
 core := $(MAKE) --no-print-directory -C csrc -j$(JOBS)
-c_files = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] examples/*.[ch])
+c_files = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/stress/*.[ch] \
+	examples/*.[ch])
 
 help:
 	@echo "make demo     dump a live program and restore it lazily, with figures"
 	@echo "make test     the tests of the C core and of the Python package"
 	@echo "make core     build and test the C core alone, without Python"
 	@echo "make fuzz     try images that mean harm on the C core, for FUZZ_SECONDS ($(FUZZ_SECONDS))"
+	@echo "make sanitize the C tests and the stress program under ASan and UBSan, and under TSan"
+	@echo "make soak     random operations against a model of each byte, for SOAK_SECONDS ($(SOAK_SECONDS))"
 	@echo "make kernel-matrix   the tests under Debian's own kernel, in QEMU"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make format   let ruff and clang-format write the files anew"
@@ -50,6 +59,27 @@ core: check-c
 # With clang, which it installs where it may.
 fuzz: check-c
 	@tests/fuzz/run.sh $(FUZZ_SECONDS)
+
+# No suppressions. LeakSanitizer is part of the first. Neither bears forks from many threads:
+# AddressSanitizer's malloc hangs in a child that was forked while another thread was in it, and
+# ThreadSanitizer takes a child's threads for its parent's; so one run with forks is of one thread.
+# ThreadSanitizer wants addresses that are not spread over more than 28 bits.
+asan := SANITIZE=address,undefined
+tsan := SANITIZE=thread
+no_aslr := $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" -gt 28 ] \
+	&& echo setarch --addr-no-randomize)
+stress_args := --seconds $(STRESS_SECONDS) --hang 120
+sanitize: check-c check-sanitizers
+	@echo "AddressSanitizer, LeakSanitizer, UndefinedBehaviorSanitizer"
+	@$(core) test TEST_TIMEOUT=400 $(asan)
+	@$(core) run-stress $(asan) STRESS_ARGS="$(stress_args) --no-fork"
+	@$(core) run-stress $(asan) STRESS_ARGS="$(stress_args) --threads 1 --no-fill"
+	@echo "ThreadSanitizer"
+	@$(no_aslr) $(core) test TEST_TIMEOUT=400 $(tsan)
+	@$(no_aslr) $(core) run-stress $(tsan) STRESS_ARGS="$(stress_args) --no-fork"
+
+soak: check-c
+	@$(core) run-stress SANITIZE= STRESS_ARGS="--seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)"
 
 # The library and the binding lie in lazyrestore/, where the editable install finds them.
 native: $(stamp)
@@ -90,6 +120,12 @@ check-python:
 	$(report_missing)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
 		"lazyrestore needs Python 3.11 or later, and $(PYTHON) is older: make PYTHON=..." >&2; exit 1; }
+
+check-sanitizers:
+	@for kind in address undefined thread; do \
+		echo 'int main(void) { return 0; }' | $(CC) -fsanitize=$$kind -x c - -o /dev/null || { \
+		echo "$(CC) cannot link -fsanitize=$$kind: apt-get install libasan8 libubsan1 libtsan2" >&2; \
+		exit 1; }; done
 
 check-c:
 	@missing=""; \
