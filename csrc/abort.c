@@ -1,5 +1,6 @@
 #include "abort.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,10 +9,10 @@
 /* The image's path as the kernel knows it: nothing of the caller's need be there still. */
 static void find_path(const struct lr_image *image, char *ret_path, size_t room)
 {
-	char link[40];
+	char link[48];
 	ssize_t got;
 
-	snprintf(link, sizeof(link), "/proc/self/fd/%d", image->source.fd);
+	snprintf(link, sizeof(link), "/proc/thread-self/fd/%d", image->source.fd);
 	got = readlink(link, ret_path, room - 1);
 	if (got < 0)
 		got = 0;
@@ -23,7 +24,7 @@ void lr_abort(const struct lr_image *image, const struct lr_region_info *region,
 {
 	char path[512], message[1536];
 	int name_bytes = region->name_bytes < 256 ? (int)region->name_bytes : 256;
-	int length;
+	int length, fd;
 
 	find_path(image, path, sizeof(path));
 	length = snprintf(message, sizeof(message),
@@ -33,8 +34,11 @@ void lr_abort(const struct lr_image *image, const struct lr_region_info *region,
 			  (unsigned long long)error->cluster, (unsigned long long)error->offset,
 			  lr_strerror(error->code), error->os_error ? ": " : "",
 			  error->os_error ? strerror(error->os_error) : "");
-	/* Not by stdio: another thread may hold its lock, and wait for the page. */
-	if (length > 0 && write(STDERR_FILENO, message, strnlen(message, sizeof(message))) < 0)
+	/* Not by stdio: another thread may hold its lock, and wait for the page. The pager's own
+	 * table of descriptors does not have the program's standard error. */
+	fd = fcntl(STDERR_FILENO, F_GETFD) < 0 ? open("/proc/self/fd/2", O_WRONLY | O_CLOEXEC)
+					       : STDERR_FILENO;
+	if (fd >= 0 && length > 0 && write(fd, message, strnlen(message, sizeof(message))) < 0)
 		abort();
 	abort();
 }

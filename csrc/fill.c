@@ -38,6 +38,7 @@ static int fill_range(struct lr_fill *fill, struct lr_range *range)
 	uint64_t cluster_size = fill->pager->target->image->info.cluster_size;
 	uint64_t cluster = range->region.first_cluster, run;
 	uint64_t end = cluster + range->region.cluster_count, unchecked = STEP_BYTES;
+	struct lr_problem problem = {0};
 	int code = LR_OK;
 
 	while (cluster < end && goes_on(code) && lr_range_state(range) == LR_RANGE_ACTIVE
@@ -47,7 +48,10 @@ static int fill_range(struct lr_fill *fill, struct lr_range *range)
 				return LR_ERR_NOMEM;
 			unchecked = 0;
 		}
-		code = lr_feed_load(&fill->feed, range, cluster, end, &run, NULL);
+		code = lr_feed_load(&fill->feed, range, cluster, end, &run, &problem);
+		/* The program closed all descriptors: the pager has its own, this thread not. */
+		if (code < 0 && problem.os_error == EBADF)
+			return LR_ERR_GONE;
 		cluster += run;
 		unchecked += cluster_size;
 	}

@@ -173,9 +173,9 @@ static void rearm(struct lr_session *session)
 	lr_pager_abandon(&session->pager);
 	/* A copy of it here would keep the parent's pages missing after the parent's last one is
 	 * closed, and whoever touches them then would wait for good. */
-	close(parents.fd);
+	target->uffd.device = -1;
+	lr_uffd_close(&target->uffd);
 	if (!is_whole(target)) {
-		target->uffd.fd = -1;
 		forbid_all(target);
 		return;
 	}

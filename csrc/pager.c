@@ -2,9 +2,11 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <linux/close_range.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -16,6 +18,8 @@
 #define STACK_BYTES (256u << 10)
 /* How long to wait for memory, or for a message that is about to come. */
 #define RETRY_MS 1
+/* How long to sleep at most: whoever has a job cannot ring if the program closed the bell. */
+#define IDLE_MS 2000
 /* How often 50 microseconds (and the timer's slack) may be waited for a fork(). */
 #define PUT_OFF_MAX 200u
 
@@ -213,7 +217,8 @@ static int do_job(struct lr_pager *pager)
 	else if (code == LR_OK)
 		code = lr_loader_install(loader, job->range, &job->decoded, job->clusters,
 					 &job->problem);
-	else if (code != LR_ERR_NOMEM)
+	else if (code != LR_ERR_NOMEM && job->problem.os_error != EBADF)
+		/* (The program may have closed the image's descriptor: the pager has its own.) */
 		fenced = lr_loader_fence(loader, job->range, job->cluster,
 					 job->decoded.info ? &job->decoded : NULL, &job->problem);
 	if (fenced < 0)
@@ -252,6 +257,30 @@ static void have_stack(void)
 		room[i] = 0;
 }
 
+static int by_number(const void *a, const void *b)
+{
+	return *(const int *)a - *(const int *)b;
+}
+
+/* Have a table of descriptors of this thread's own, with nothing but what it needs: a program that
+ * closes all descriptors, as one does that becomes a daemon, must not end what serves its memory.
+ * Before Linux 5.9 the table is the program's. */
+static void keep_descriptors(struct lr_pager *pager)
+{
+	int own[] = {pager->target->uffd.fd, pager->target->image->source.fd, pager->event_fd,
+		     pager->trace.event_fd};
+	unsigned count = sizeof(own) / sizeof(own[0]), next = 0;
+
+	qsort(own, count, sizeof(own[0]), by_number);
+	if (syscall(SYS_close_range, (unsigned)own[count - 1] + 1, ~0u, CLOSE_RANGE_UNSHARE) < 0)
+		return;
+	for (unsigned i = 0; i < count; i++) {
+		if (own[i] > (int)next)
+			syscall(SYS_close_range, next, (unsigned)own[i] - 1, 0);
+		next = own[i] < 0 ? 0 : (unsigned)own[i] + 1;
+	}
+}
+
 static void *run(void *argument)
 {
 	struct lr_pager *pager = argument;
@@ -262,6 +291,7 @@ static void *run(void *argument)
 	uint64_t count;
 
 	have_stack();
+	keep_descriptors(pager);
 	/* Looked at even while faults keep coming: a thread that touches a region which was
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
 	 * the eventfd brings it here. */
@@ -274,7 +304,7 @@ static void *run(void *argument)
 			code = do_job(pager);
 		if (read_count > 0 || (code != LR_LATER && pager->jobs))
 			continue;
-		if (poll(waits, 2, pager->waiting_count || pager->jobs ? RETRY_MS : -1) > 0
+		if (poll(waits, 2, pager->waiting_count || pager->jobs ? RETRY_MS : IDLE_MS) > 0
 		    && waits[1].revents && read(pager->event_fd, &count, sizeof(count)) < 0)
 			continue; /* somebody else's number: there are jobs, or none */
 	}

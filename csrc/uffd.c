@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -148,12 +149,24 @@ int lr_uffd_open_like(struct lr_uffd *uffd, const struct lr_uffd *other,
 	return LR_OK;
 }
 
+/* Close a descriptor unless the program closed it, and has another file by its number. */
+static void close_own(int fd, const char *name)
+{
+	char link[40], found[40];
+	ssize_t got;
+
+	if (fd < 0)
+		return;
+	snprintf(link, sizeof(link), "/proc/thread-self/fd/%d", fd);
+	got = readlink(link, found, sizeof(found));
+	if (got < 0 || ((size_t)got == strlen(name) && memcmp(found, name, (size_t)got) == 0))
+		close(fd);
+}
+
 void lr_uffd_close(struct lr_uffd *uffd)
 {
-	if (uffd->fd >= 0)
-		close(uffd->fd);
-	if (uffd->device >= 0)
-		close(uffd->device);
+	close_own(uffd->fd, "anon_inode:[userfaultfd]");
+	close_own(uffd->device, DEVICE);
 	uffd->fd = uffd->device = -1;
 }
 

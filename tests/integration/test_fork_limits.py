@@ -349,3 +349,25 @@ def test_a_childs_signal_is_not_ours(image):
     assert result.stdout == "True\n"
     assert signal.SIGSEGV in signal.Signals
     assert sys.platform == "linux"
+
+
+def test_a_daemon_that_closes_all_descriptors(image):
+    """The pager has a table of its own: what the program closes, it keeps."""
+    child(
+        image,
+        """
+        with lazyrestore.restore(path, lazy=True) as session:
+            region = session["a"]
+            same(region, expected, [0])
+            def daemon():
+                os.closerange(3, 500)
+                same(region, expected)
+                try:
+                    region.populate()
+                except lazyrestore.RestoreError as error:
+                    assert "descriptor" in str(error), error
+            run(daemon)
+            os.closerange(3, 500)
+            same(region, expected)
+        """,
+    )
