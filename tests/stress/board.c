@@ -54,7 +54,9 @@ struct row *row_take(int depth, int thread)
 		atomic_store(&row->now, 0);
 		atomic_store(&row->depth, depth);
 		atomic_store(&row->thread, thread);
-		row_adopt(row);
+		atomic_store(&row->since, now_ns());
+		atomic_store(&row->pid, 0);
+		atomic_store(&row->taker, getpid());
 		return row;
 	}
 	return NULL;

@@ -42,7 +42,8 @@ struct row {
 	/* enum row_state, and ROW_STATES times how often it was taken: who gives it back late gives
 	 * back nobody else's. */
 	_Atomic int state;
-	_Atomic int pid;
+	_Atomic int pid;   /* 0: of a child that has not begun */
+	_Atomic int taker; /* who took it */
 	_Atomic int tid;
 	_Atomic int depth;      /* 0: of the first process, 1: child, 2: grandchild */
 	_Atomic int thread;     /* whose random numbers it follows */
@@ -80,7 +81,7 @@ uint64_t now_ns(void);
 
 /* A row for this thread; NULL where all are taken. */
 struct row *row_take(int depth, int thread);
-/* The row was taken by the parent: it is this process's now. */
+/* A row that was taken becomes this thread's. */
 void row_adopt(struct row *row);
 bool row_is_busy(const struct row *row);
 /* `state` is what it was when it was taken. */

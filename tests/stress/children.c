@@ -259,6 +259,9 @@ void do_fork(struct actor *actor, uint64_t random)
 	child->row_state = atomic_load(&child->row->state);
 	child->pid = fork_at(actor, all_known, peer, &usable);
 	if (child->pid == 0) {
+		/* The parent may have been killed, and its row been given back, before this. */
+		if (atomic_load(&child->row->state) != child->row_state)
+			_exit(0);
 		row_adopt(child->row);
 		actor->row = child->row;
 		actor->owns_all = actor->is_alone ? actor->owns_all : all_known;

@@ -154,6 +154,7 @@ static void *work(void *argument)
 
 	actor_open(actor, thread, 0);
 	actor->row = row_take(0, thread);
+	row_adopt(actor->row);
 	actor->usable = (1u << slot_count) - 1;
 	for (unsigned i = 0; i < slot_count; i++)
 		if (slots[i].keeper == thread) {
@@ -234,6 +235,20 @@ __attribute__((noreturn)) static void end_failed(int status)
 	_exit(status);
 }
 
+/* Of grandchildren whose parent has gone: nobody else looks after them. One that was killed may
+ * have been so before it had the row, or before it was made. */
+static bool has_vanished(const struct row *row, int pid)
+{
+	int who = pid ? pid : atomic_load(&row->taker);
+
+	if (kill(who, 0) == 0 || errno != ESRCH || !row_is_busy(row)
+	    || atomic_load(&row->pid) != pid)
+		return false;
+	if (pid && !was_killed(pid))
+		fail("grandchild %d vanished", pid);
+	return was_killed(who);
+}
+
 /* Ends the run where something failed, hangs or vanished. Gives the number of busy rows of that
  * depth or deeper. */
 static unsigned watch(int depth)
@@ -257,13 +272,9 @@ static unsigned watch(int depth)
 			print_rows();
 			end_failed(2);
 		}
-		/* Grandchildren whose parent has gone: nobody else looks after them. */
-		if (atomic_load(&row->depth) > 1 && kill(pid, 0) < 0 && errno == ESRCH
-		    && atomic_load(&row->state) == state && atomic_load(&row->pid) == pid) {
-			if (!was_killed(pid))
-				fail("grandchild %d vanished", pid);
+		if (atomic_load(&row->depth) > 1 && has_vanished(row, pid)
+		    && atomic_load(&row->state) == state)
 			row_give_back(row, state);
-		}
 	}
 	return busy;
 }
