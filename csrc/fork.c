@@ -213,22 +213,17 @@ static void install_handlers(void)
 
 void lr_fork_watch(struct lr_session *session)
 {
-	pthread_once(&once, install_handlers);
-	pthread_mutex_lock(&sessions_lock);
 	session->next = sessions;
 	sessions = session;
-	pthread_mutex_unlock(&sessions_lock);
 }
 
 void lr_fork_forget(struct lr_session *session)
 {
-	pthread_mutex_lock(&sessions_lock);
 	for (struct lr_session **at = &sessions; *at; at = &(*at)->next)
 		if (*at == session) {
 			*at = session->next;
 			break;
 		}
-	pthread_mutex_unlock(&sessions_lock);
 }
 
 void lr_fork_taken(const struct lr_session *by, uint64_t start, uint64_t end)
@@ -240,6 +235,7 @@ void lr_fork_taken(const struct lr_session *by, uint64_t start, uint64_t end)
 
 void lr_fork_block(void)
 {
+	pthread_once(&once, install_handlers);
 	pthread_mutex_lock(&sessions_lock);
 }
 

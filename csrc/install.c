@@ -17,6 +17,10 @@ static int64_t install_once(const struct lr_target *target, enum lr_install_kind
 	}
 }
 
+/* What is longer is fenced by taking the access away: poison takes page tables and time, 2 GiB and
+ * 80 s for a tebibyte. */
+#define POISON_MAX (1ull << 30)
+
 /* As large as the largest page of a host. */
 static const uint8_t zeros[65536];
 
@@ -110,8 +114,10 @@ int lr_install_fence(const struct lr_target *target, const struct lr_piece *piec
 		     uint64_t bytes)
 {
 	struct lr_installed installed;
-	int code = lr_install(target, LR_INSTALL_POISON, to, NULL, bytes, &installed);
+	int code = LR_ERR_SYSTEM;
 
+	if (bytes <= POISON_MAX)
+		code = lr_install(target, LR_INSTALL_POISON, to, NULL, bytes, &installed);
 	if (code == LR_OK || code == LR_LATER)
 		return code == LR_OK ? 1 : code;
 	/* Older kernels: take the access away, in this process's own memory. Splits the mapping; if

@@ -23,6 +23,19 @@
 /* How often 50 microseconds (and the timer's slack) may be waited for a fork(). */
 #define PUT_OFF_MAX 200u
 
+static void raise_flag(_Atomic uint32_t *flag)
+{
+	/* Release: partner of the acquire in wait_for_flag. */
+	atomic_store_explicit(flag, 1, memory_order_release);
+	syscall(SYS_futex, flag, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static void wait_for_flag(_Atomic uint32_t *flag)
+{
+	while (!atomic_load_explicit(flag, memory_order_acquire))
+		syscall(SYS_futex, flag, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+}
+
 static void trace_fault(struct lr_pager *pager, const struct lr_waiting *fault,
 			const struct lr_range *range, uint64_t offset,
 			const struct lr_outcome *outcome)
@@ -196,9 +209,8 @@ static void end_job(struct lr_pager *pager, struct lr_job *job, int code)
 	job->code = code;
 	if (code < 0)
 		job->problem.code = code;
-	/* Release: partner of the acquire in lr_job_wait. The job is its maker's from here on. */
-	atomic_store_explicit(&job->is_done, 1, memory_order_release);
-	syscall(SYS_futex, &job->is_done, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+	/* The job is its maker's from here on. */
+	raise_flag(&job->is_done);
 }
 
 /* Do the oldest job; LR_LATER leaves it. */
@@ -292,6 +304,7 @@ static void *run(void *argument)
 
 	have_stack();
 	keep_descriptors(pager);
+	raise_flag(&pager->is_ready);
 	/* Looked at even while faults keep coming: a thread that touches a region which was
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
 	 * the eventfd brings it here. */
@@ -334,8 +347,7 @@ void lr_pager_submit(struct lr_pager *pager, struct lr_job *job)
 
 int lr_job_wait(struct lr_job *job)
 {
-	while (!atomic_load_explicit(&job->is_done, memory_order_acquire))
-		syscall(SYS_futex, &job->is_done, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+	wait_for_flag(&job->is_done);
 	return job->code;
 }
 
@@ -357,6 +369,8 @@ static int start_thread(struct lr_pager *pager)
 		return error == ENOMEM ? LR_ERR_NOMEM : LR_ERR_LIMIT;
 	pthread_setname_np(pager->thread, "lazyrestore");
 	pager->is_running = true;
+	/* Until it has descriptors of its own: the caller may close what it has at once. */
+	wait_for_flag(&pager->is_ready);
 	return LR_OK;
 }
 

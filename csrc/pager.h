@@ -44,6 +44,7 @@ struct lr_pager {
 	struct lr_trace trace;
 	pthread_t thread;
 	bool is_running;
+	_Atomic uint32_t is_ready;
 	_Atomic bool is_stopping; /* set before event_fd is written */
 	int event_fd;             /* there is a job, or it is to stop */
 	_Atomic(struct lr_job *) inbox;

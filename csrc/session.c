@@ -37,18 +37,23 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	}
 	session->target.on_error = options->on_error;
+	/* A child must not get a copy of a userfaultfd that it does not know of. */
+	lr_fork_block();
 	code = lr_uffd_open(&session->target.uffd, options->privilege, WANTED_FEATURES,
 			    ret_problem);
 	if (code == LR_OK)
 		code = lr_pager_start(&session->pager, &session->target, options->trace_records,
 				      ret_problem);
-	if (code < 0) {
+	if (code == LR_OK)
+		lr_fork_watch(session);
+	else
 		lr_target_close(&session->target);
+	lr_fork_unblock();
+	if (code < 0) {
 		free(session);
 		return code;
 	}
 	lr_image_hold(image);
-	lr_fork_watch(session);
 	*ret_session = session;
 	return LR_OK;
 }
@@ -365,8 +370,10 @@ void lr_session_close(lr_session *session)
 
 	if (!session || session->pid != getpid())
 		return;
-	lr_fork_forget(session);
 	lr_fill_stop(&session->fill);
+	/* A child has the session, or nothing of it. */
+	lr_fork_block();
+	lr_fork_forget(session);
 	count = session->image->info.region_count;
 	for (uint32_t i = 0; i < count; i++) {
 		struct lr_range *range = &session->target.ranges[i];
@@ -382,6 +389,7 @@ void lr_session_close(lr_session *session)
 	lr_pager_stop(&session->pager);
 	lr_populate_close(session);
 	lr_target_close(&session->target);
+	lr_fork_unblock();
 	pthread_mutex_destroy(&session->feeds_lock);
 	lr_image_close((lr_image *)session->image);
 	free(session);

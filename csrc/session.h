@@ -21,13 +21,13 @@ struct lr_session {
 	struct lr_session *next; /* in fork.c's list */
 };
 
-/* fork.c */
-void lr_fork_watch(struct lr_session *session);
-void lr_fork_forget(struct lr_session *session);
-/* No fork() between the two: what is mapped, registered and entered belongs together. */
+/* fork.c. No fork() between the first two: what is open, mapped, registered and entered belongs
+ * together. The others are for in between. */
 void lr_fork_block(void);
 void lr_fork_unblock(void);
-/* Between them: memory here is this session's. What others knew of it is no more, even if they have
+void lr_fork_watch(struct lr_session *session);
+void lr_fork_forget(struct lr_session *session);
+/* Memory here is this session's. What others knew of it is no more, even if they have
  * not read so yet. */
 void lr_fork_taken(const struct lr_session *by, uint64_t start, uint64_t end);
 

@@ -9,6 +9,9 @@
 #include "follow.h"
 #include "pieces.h"
 
+/* Of 50 microseconds, and the timer's slack. */
+#define SETTLE_TRIES 200
+
 int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page)
 {
 	uint32_t count = image->info.region_count;
@@ -215,7 +218,11 @@ void lr_target_settle_down(const struct lr_target *target, uint64_t page)
 {
 	struct timespec pause = {.tv_nsec = 50000};
 
-	while (!lr_uffd_is_quiet(&target->uffd, page, target->host_page))
+	/* Not for ever: threads that do nothing but give memory up may leave no such moment. What
+	 * was told before this call is read by then. */
+	for (int tries = 0;
+	     tries < SETTLE_TRIES && !lr_uffd_is_quiet(&target->uffd, page, target->host_page);
+	     tries++)
 		nanosleep(&pause, NULL);
 	lr_target_sync(target);
 }

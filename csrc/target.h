@@ -113,8 +113,8 @@ void lr_target_add_error(struct lr_target *target, const struct lr_load_error *e
 /* Wait until what happened to the memory before this call is known: for a moment, and never for a
  * load. */
 void lr_target_sync(const struct lr_target *target);
-/* Wait until nothing of that kind is under way either: the pager must be at work, and this may be
- * for a load. `page` is an address in a registered range. */
+/* Wait until nothing of that kind is under way either, or for some 20 ms: the pager must be at
+ * work, and this may be for a load. `page` is an address in a registered range. */
 void lr_target_settle_down(const struct lr_target *target, uint64_t page);
 
 /* Number of a page, counted through all clusters. */

@@ -197,15 +197,11 @@ class Region(_LazyMemory, mmap.mmap):
             raise BufferError(
                 f"region {self.name!r} has views (arrays, memoryviews): let go of them first"
             )
-        # No page may be installed once the memory is gone: the address may be somebody else's then.
-        served = self._core is not None and self._core.suspend(self._number)
-        try:
-            super().close()
-        except BufferError:
-            if served and self._core is not None:
-                self._core.resume(self._number)
-            raise
-        if served and self._core is not None:
+        # Not suspended first: that lets go of the GIL, and a thread that then reads a byte of it
+        # would wait with the GIL for good. The pager is told of the unmapping, and installs nothing
+        # there from then on.
+        super().close()
+        if self._core is not None:
             self._core.detach(self._number)
         self._core = self._end = None
 
@@ -275,11 +271,10 @@ def _at_the_end(action: Callable[..., None], *arguments: object) -> CData:
 
 
 def _unmap(core: Core | None, number: int, address: int, length: int) -> None:
-    # No page may be installed once the memory is gone: the address may be somebody else's then.
-    served = core is not None and core.suspend(number)
-    lib.lr_memory_unmap(address, length)
-    if served and core is not None:
+    # First: no page may be installed once the memory is gone, the address may be another's then.
+    if core is not None:
         core.detach(number)
+    lib.lr_memory_unmap(address, length)
 
 
 def placed_region(length: int, address: int) -> PlacedRegion:

@@ -535,3 +535,33 @@ def test_a_killed_process_is_gone_at_once(make_image):
         ok=False,
     )
     assert result.returncode == -signal.SIGKILL
+
+
+def test_closing_while_another_thread_reads_bytes(small):
+    """Reading a byte keeps the GIL until the page is there: closing must not need it meanwhile."""
+    run_in_child(
+        """
+        import sys, threading, time
+        import lazyrestore
+        for _ in range(200):
+            session = lazyrestore.restore(sys.argv[1], lazy=True)
+            region = session["data"]
+            started = threading.Event()
+            def read():
+                started.set()
+                offset = 0
+                try:
+                    while True:
+                        region[offset]
+                        offset += 4096
+                except (ValueError, IndexError):
+                    pass
+            reader = threading.Thread(target=read)
+            reader.start()
+            started.wait()
+            session.close()
+            reader.join()
+        """,
+        small.path,
+        timeout=60,
+    )
