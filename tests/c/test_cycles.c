@@ -67,16 +67,24 @@ static struct counts count_all(void)
 	};
 }
 
-/* A thread that was joined may be in /proc for a moment more. */
-static void check_back(const struct counts *before)
+/* Count when there are no more threads than there were at first: one that was joined may be in
+ * /proc for a moment more. */
+static struct counts count_later(unsigned threads)
 {
 	struct timespec pause = {.tv_nsec = 10000000};
 	struct counts now = count_all();
 
-	for (int tries = 0; tries < 500 && now.threads != before->threads; tries++) {
+	for (int tries = 0; tries < 500 && now.threads > threads; tries++) {
 		nanosleep(&pause, NULL);
 		now = count_all();
 	}
+	return now;
+}
+
+static void check_back(const struct counts *before)
+{
+	struct counts now = count_later(before->threads);
+
 	CHECK_EQ(now.fds, before->fds);
 	CHECK_EQ(now.threads, before->threads);
 	if (OWN_ALLOCATOR) {
@@ -206,11 +214,13 @@ static void fork_and_close(unsigned step)
 static void run_cycles(void (*cycle)(unsigned), unsigned cycles)
 {
 	struct counts before;
+	unsigned threads;
 
 	make_image();
+	threads = count_all().threads;
 	for (unsigned i = 0; i < WARM_UP; i++)
 		cycle(i);
-	before = count_all();
+	before = count_later(threads);
 	for (unsigned i = 0; i < cycles; i++)
 		cycle(i);
 	check_back(&before);
