@@ -21,6 +21,7 @@
 #include "follow.h"
 #include "pieces.h"
 #include "session.h"
+#include "witness.h"
 
 /* Held from before a fork() until after it, in which no session or range comes or goes. */
 static pthread_mutex_t sessions_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -72,6 +73,13 @@ static void before_fork(void)
 	pthread_mutex_lock(&sessions_lock);
 	forget_others();
 	for (struct lr_session *session = sessions; session; session = session->next) {
+		struct lr_piece piece;
+
+		/* What is being unmapped or moved now must not be so in the child's table: its
+		 * memory may be somebody else's by then. No lock of the C library is held yet. */
+		if (any_piece(&session->target, &piece))
+			lr_target_settle_down(&session->target, piece.start);
+		lr_witness_begin(&session->target);
 		/* Sequentially consistent, and before lr_target_sync: partner of begin_reading. */
 		atomic_store(&session->target.is_forking, true);
 		advise(&session->target, MADV_DOFORK);
@@ -97,6 +105,7 @@ static void after_fork(void)
 	for (struct lr_session *session = sessions; session; session = session->next) {
 		atomic_store(&session->target.is_forking, false);
 		keep_from_children(&session->target);
+		lr_witness_end(&session->target);
 	}
 	pthread_mutex_unlock(&sessions_lock);
 }
@@ -179,7 +188,12 @@ static void rearm(struct lr_session *session)
 		forbid_all(target);
 		return;
 	}
-	code = lr_uffd_open_like(&target->uffd, &parents, NULL);
+	lr_witness_hear(target, session->pid);
+	lr_witness_close(target);
+	atomic_store(&target->is_witnessed, false);
+	code = lr_witness_open(target);
+	if (code == LR_OK)
+		code = lr_uffd_open_like(&target->uffd, &parents, NULL);
 	if (code == LR_OK) {
 		register_all(target);
 		code = lr_pager_start(&session->pager, target, session->trace_records, NULL);

@@ -14,6 +14,7 @@
 
 #include "follow.h"
 #include "install.h"
+#include "witness.h"
 
 #define STACK_BYTES (256u << 10)
 /* How long to wait for memory, or for a message that is about to come. */
@@ -149,6 +150,7 @@ static void keep(struct lr_pager *pager, const struct lr_uffd_message *fault, ui
 
 static void apply(struct lr_target *target, const struct lr_uffd_message *message)
 {
+	lr_witness_note(target, message);
 	lr_follow(target, message);
 	/* Whoever waited there for a page waits for good, unless he looks again. */
 	if (message->kind != LR_UFFD_REMOVE)

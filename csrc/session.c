@@ -7,11 +7,18 @@
 #include <unistd.h>
 
 #include "procmem.h"
+#include "witness.h"
 
 #define WANTED_FEATURES                                                                            \
 	(LR_UFFD_FEATURE_THREAD_ID | LR_UFFD_FEATURE_EXACT_ADDRESS | LR_UFFD_FEATURE_POISON        \
 	 | LR_UFFD_FEATURE_EVENT_REMOVE | LR_UFFD_FEATURE_EVENT_REMAP                              \
 	 | LR_UFFD_FEATURE_EVENT_UNMAP)
+
+static void close_target(lr_session *session)
+{
+	lr_witness_close(&session->target);
+	lr_target_close(&session->target);
+}
 
 int lr_session_open(const lr_image *image, const struct lr_session_options *options,
 		    lr_session **ret_session, struct lr_problem *ret_problem)
@@ -41,13 +48,15 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	lr_fork_block();
 	code = lr_uffd_open(&session->target.uffd, options->privilege, WANTED_FEATURES,
 			    ret_problem);
+	if (code == LR_OK && lr_witness_open(&session->target) < 0)
+		code = lr_problem_set(ret_problem, LR_ERR_NOMEM, 0, LR_NOWHERE, LR_NOWHERE);
 	if (code == LR_OK)
 		code = lr_pager_start(&session->pager, &session->target, options->trace_records,
 				      ret_problem);
 	if (code == LR_OK)
 		lr_fork_watch(session);
 	else
-		lr_target_close(&session->target);
+		close_target(session);
 	lr_fork_unblock();
 	if (code < 0) {
 		free(session);
@@ -388,7 +397,7 @@ void lr_session_close(lr_session *session)
 			release_range(session, &session->target.ranges[i]);
 	lr_pager_stop(&session->pager);
 	lr_populate_close(session);
-	lr_target_close(&session->target);
+	close_target(session);
 	lr_fork_unblock();
 	pthread_mutex_destroy(&session->feeds_lock);
 	lr_image_close((lr_image *)session->image);

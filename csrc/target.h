@@ -70,6 +70,10 @@ struct lr_target {
 	_Atomic uint32_t reading;
 	/* A fork() is under way: the pager puts off reading, for a while (pager.c). */
 	_Atomic bool is_forking;
+	/* witness.c */
+	struct lr_witness_record *witness;
+	_Atomic bool is_witnessed;
+	uint32_t forks; /* number of the last one; never 0 */
 
 	pthread_mutex_t
 		lock; /* of the fields below; held for moments, never while a page is loaded */
