@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -142,3 +143,12 @@ def mapping_at(address: int) -> str | None:
         if start <= address < end:
             return line
     return None
+
+
+def threads_become(count: int, name: str = "lazyrestore") -> bool:
+    """Whether there are so many by and by: one that was joined is in /proc for a moment more."""
+    for _ in range(500):
+        if threads_named(name) == count:
+            return True
+        time.sleep(0.01)
+    return False

@@ -173,8 +173,8 @@ def test_sessions_are_opened_and_closed_by_many_threads(make_image):
         run_all(work, 8)
         import gc
         gc.collect()
-        from restore_support import threads_named
-        assert threads_named() == 0
+        from restore_support import threads_become, threads_named
+        assert threads_become(0)
         """,
     )
 

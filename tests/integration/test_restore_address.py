@@ -7,7 +7,7 @@ import mmap
 import pickle
 
 import pytest
-from restore_support import PAGE, mapping_at, page_of, threads_named
+from restore_support import PAGE, mapping_at, page_of, threads_become, threads_named
 
 import lazyrestore
 from lazyrestore._native import ffi
@@ -99,7 +99,7 @@ def test_a_taken_address_is_refused_and_nothing_is_replaced(make_image, lazy):
         gc.collect()
         assert taken[:] == b"mine" * PAGE
         assert mapping_at(FREE) is None  # what was placed before it is gone again
-        assert threads_named() == before
+        assert threads_become(before)
 
 
 def test_two_sessions_cannot_have_one_address(placed):
@@ -139,7 +139,7 @@ def test_views_keep_it_and_the_last_one_ends_it(placed):
     with restore(placed.path, lazy=True) as session:
         array = session["low"].array()
         view = memoryview(session["high"])
-    assert threads_named() == before + 1
+    assert threads_become(before + 1)
     assert array.tobytes() == placed.expected["low"]
     part = view[PAGE : 2 * PAGE]
     del view
@@ -149,7 +149,7 @@ def test_views_keep_it_and_the_last_one_ends_it(placed):
     assert mapping_at(FREE)
     del array
     assert mapping_at(FREE) is None
-    assert threads_named() == before
+    assert threads_become(before)
 
 
 def test_closing_it_lets_go_but_serves_views(placed):

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 
 import pytest
-from restore_support import PAGE, mapping_at, threads_named
+from restore_support import PAGE, mapping_at, threads_become, threads_named
 
 import lazyrestore
 
@@ -78,7 +78,7 @@ def test_eager_restore_has_all_and_no_pager(small):
     before = threads_named()
     with lazyrestore.restore(small.path, lazy=False) as session:
         assert not session.lazy
-        assert threads_named() == before
+        assert threads_become(before)
         assert session.wait() is True
         assert session.errors == []
         assert session.read_trace() == []
@@ -209,12 +209,12 @@ def test_reading_the_trace_waits_for_the_first_record(small):
 def test_close_unmaps_and_ends_the_pager(small):
     before = threads_named()
     session = lazyrestore.restore(small.path, lazy=True)
-    assert threads_named() == before + 1
+    assert threads_become(before + 1)
     address = session["data"].address
     assert mapping_at(address)
     session.close()
     session.close()
-    assert threads_named() == before
+    assert threads_become(before)
     assert mapping_at(address) is None
     assert "closed" in repr(session)
     with pytest.raises(ValueError, match="closed"):
@@ -255,10 +255,10 @@ def test_with_never_raises_and_views_are_served_on(small):
         address = session["data"].address
     assert array.tobytes() == small.expected["data"]
     assert mapping_at(gone) is None
-    assert threads_named() == before + 1
+    assert threads_become(before + 1)
     del array
     assert mapping_at(address) is None
-    assert threads_named() == before
+    assert threads_become(before)
 
 
 def test_with_lets_an_exception_through(small):
