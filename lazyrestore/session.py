@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from array import array
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -14,6 +15,9 @@ from ._open import Image
 from .errors import RegionNotFound
 from .region import PlacedRegion, Region
 from .reports import LoadError, SessionStats, TraceRecord
+
+# Between two looks at whether the session was closed, and at Ctrl-C.
+_TRACE_SLICE_S = 0.1
 
 
 class Session(Mapping[str, Region | PlacedRegion]):
@@ -123,9 +127,17 @@ class Session(Mapping[str, Region | PlacedRegion]):
         """Faults served since the last call; needs `restore(..., trace=N)`.
 
         Args:
-            timeout: seconds to wait for the first; None: no limit.
+            timeout: seconds to wait for the first; None: no limit. Closing the session ends the
+                wait too.
         """
-        return list(self._core.read_trace(timeout)) if self._core is not None else []
+        if self._core is None:
+            return []
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _TRACE_SLICE_S if deadline is None else deadline - time.monotonic()
+            records = list(self._core.read_trace(max(0.0, min(left, _TRACE_SLICE_S))))
+            if records or self._is_closed or left <= 0:
+                return records
 
     @property
     def trace_lost(self) -> int:

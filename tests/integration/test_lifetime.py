@@ -566,3 +566,20 @@ def test_closing_while_another_thread_reads_bytes(small):
         small.path,
         timeout=60,
     )
+
+
+def test_closing_ends_a_wait_for_the_trace(small):
+    run_in_child(
+        """
+        import sys, threading, time
+        import lazyrestore
+        session = lazyrestore.restore(sys.argv[1], lazy=True, trace=16)
+        reader = threading.Thread(target=session.read_trace, args=(None,))
+        reader.start()
+        time.sleep(0.2)
+        session.close()
+        reader.join(10)
+        assert not reader.is_alive()
+        """,
+        small.path,
+    )
