@@ -303,6 +303,73 @@ static void child_knows_what_others_gave_up(void)
 	}
 }
 
+struct cuckoo {
+	_Atomic unsigned laid; /* so many pages, from the first on, are somebody else's */
+	atomic_int stop;
+};
+
+static void *unmap_one_by_one(void *argument)
+{
+	struct cuckoo *cuckoo = argument;
+
+	for (unsigned page = 0; page < 4000000 / 4096 && !atomic_load(&cuckoo->stop); page++)
+		CHECK_CALL(munmap(memory + page * 4096u, 4096));
+	return NULL;
+}
+
+/* Takes each place as soon as the kernel has it free: its unmapping need not have been read. */
+static void *lay(void *argument)
+{
+	struct cuckoo *cuckoo = argument;
+
+	for (unsigned page = 0; page < 4000000 / 4096 && !atomic_load(&cuckoo->stop);) {
+		void *place = memory + page * 4096u;
+
+		if (mmap(place, 4096, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0)
+		    == place)
+			atomic_store(&cuckoo->laid, ++page);
+	}
+	return NULL;
+}
+
+/* What was mapped where a region was unmapped is nobody's but its owner's, in a child too: zeros,
+ * or where that cannot be told a signal, but not the image's bytes. */
+static void child_takes_nothing_for_the_region(void)
+{
+	unsigned looked = 0;
+
+	SHORT_OF_SANITIZERS;
+	for (int round = 0; round < 15; round++) {
+		struct cuckoo cuckoo = {0};
+		pthread_t threads[2];
+
+		set_up();
+		CHECK_EQ(pthread_create(&threads[0], NULL, unmap_one_by_one, &cuckoo), 0);
+		CHECK_EQ(pthread_create(&threads[1], NULL, lay, &cuckoo), 0);
+		for (int i = 0; i < 4; i++) {
+			pid_t pid = fork();
+
+			CHECK(pid != -1);
+			if (pid == 0) {
+				for (unsigned page = atomic_load(&cuckoo.laid); page-- > 0;)
+					if (check_touch(memory + page * 4096u, 0) == 0)
+						CHECK_EQ(memory[page * 4096u], 0);
+				_exit(0);
+			}
+			CHECK_CHILD(pid);
+			looked += atomic_load(&cuckoo.laid);
+		}
+		atomic_store(&cuckoo.stop, 1);
+		for (int i = 0; i < 2; i++)
+			CHECK_EQ(pthread_join(threads[i], NULL), 0);
+		lr_session_close(session);
+		lr_image_close(opened);
+		image_fini(&image);
+	}
+	CHECK(looked > 0);
+}
+
 static const struct check_case cases[] = {
 	CHECK_CASE(child_reads_what_the_parent_did_not_load),
 	CHECK_CASE(child_lives_longer_than_its_parent),
@@ -311,5 +378,6 @@ static const struct check_case cases[] = {
 	CHECK_CASE(bare_clone_gets_a_signal),
 	CHECK_CASE(forks_amid_faults_and_sessions),
 	CHECK_CASE(child_knows_what_others_gave_up),
+	CHECK_CASE(child_takes_nothing_for_the_region),
 };
 CHECK_MAIN(cases)
