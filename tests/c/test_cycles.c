@@ -29,6 +29,7 @@ struct counts {
 	unsigned fds;
 	unsigned threads;
 	unsigned mappings;
+	unsigned long mapped_pages; /* mappings side by side count as one */
 	size_t heap_bytes;
 };
 
@@ -57,12 +58,24 @@ static unsigned count_lines(const char *path)
 	return lines;
 }
 
+static unsigned long count_pages(void)
+{
+	FILE *file = fopen("/proc/self/statm", "r");
+	unsigned long pages;
+
+	CHECK(file);
+	CHECK_EQ(fscanf(file, "%lu", &pages), 1);
+	fclose(file);
+	return pages;
+}
+
 static struct counts count_all(void)
 {
 	return (struct counts){
 		.fds = count_entries("/proc/self/fd"),
 		.threads = count_entries("/proc/self/task"),
 		.mappings = count_lines("/proc/self/maps"),
+		.mapped_pages = count_pages(),
 		.heap_bytes = mallinfo2().uordblks,
 	};
 }
@@ -89,6 +102,7 @@ static void check_back(const struct counts *before)
 	CHECK_EQ(now.threads, before->threads);
 	if (OWN_ALLOCATOR) {
 		CHECK_EQ(now.mappings, before->mappings);
+		CHECK_EQ(now.mapped_pages, before->mapped_pages);
 		CHECK_EQ(now.heap_bytes, before->heap_bytes);
 	}
 }
