@@ -202,9 +202,12 @@ static int fork_at(struct actor *actor, bool all_known, struct slot *peer, uint3
 		pthread_rwlock_wrlock(&changes);
 		if (peer)
 			pthread_rwlock_rdlock(&peer->lock);
+		pthread_rwlock_wrlock(&moves);
 		pid = fork();
-		if (pid != 0)
+		if (pid != 0) {
+			pthread_rwlock_unlock(&moves);
 			pthread_rwlock_unlock(&changes);
+		}
 		return pid;
 	}
 	if (peer)
@@ -212,7 +215,10 @@ static int fork_at(struct actor *actor, bool all_known, struct slot *peer, uint3
 	for (unsigned i = 0; i < slot_count; i++)
 		if (&slots[i] != peer && pthread_rwlock_tryrdlock(&slots[i].lock) != 0)
 			*usable &= ~(1u << i);
+	pthread_rwlock_wrlock(&moves);
 	pid = fork();
+	if (pid != 0)
+		pthread_rwlock_unlock(&moves);
 	for (unsigned i = 0; pid != 0 && i < slot_count; i++)
 		if (&slots[i] != peer && *usable & 1u << i)
 			pthread_rwlock_unlock(&slots[i].lock);

@@ -7,6 +7,7 @@
 
 struct settings settings;
 pthread_rwlock_t changes;
+pthread_rwlock_t moves;
 
 /* How often each comes, of 10,000. */
 static const unsigned weights[OPS] = {
@@ -100,12 +101,16 @@ static void reopen(struct actor *actor, struct slot *slot, uint64_t random)
 	uint64_t next = draw(actor);
 
 	note(actor, OP_REOPEN, slot, NULL, 0);
-	if (!actor->is_alone)
+	if (!actor->is_alone) {
 		pthread_rwlock_wrlock(&slot->lock);
+		pthread_rwlock_rdlock(&moves);
+	}
 	slot_close(actor, slot, random);
 	slot_open(actor, slot, next);
-	if (!actor->is_alone)
+	if (!actor->is_alone) {
+		pthread_rwlock_unlock(&moves);
 		pthread_rwlock_unlock(&slot->lock);
+	}
 }
 
 /* Operations that change nothing of what is known need not keep a fork waiting. */
@@ -113,6 +118,11 @@ static bool is_change(enum op op)
 {
 	return op != OP_TOUCH && op != OP_CHECK && op != OP_POPULATE && op != OP_STATS
 	       && op != OP_WAIT && op != OP_FORK;
+}
+
+static bool is_move(enum op op)
+{
+	return op == OP_UNMAP || op == OP_REPLACE || op == OP_MOVE;
 }
 
 void act(struct actor *actor)
@@ -143,7 +153,11 @@ void act(struct actor *actor)
 	} else {
 		if (needs_lock)
 			pthread_rwlock_rdlock(&slot->lock);
+		if (needs_lock && is_move(op))
+			pthread_rwlock_rdlock(&moves);
 		is_done = on_slot(actor, op, slot, random);
+		if (needs_lock && is_move(op))
+			pthread_rwlock_unlock(&moves);
 		if (needs_lock)
 			pthread_rwlock_unlock(&slot->lock);
 	}

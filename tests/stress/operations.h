@@ -22,6 +22,10 @@ extern struct settings settings;
 /* Who changes what is known holds it for reading; who makes a child that is to know everything, for
  * writing. */
 extern pthread_rwlock_t changes;
+/* Who unmaps or moves memory holds it for reading, who forks for writing: what could have been
+ * before or after the copy, a child may not touch (docs/reliability.md), and it is not known here
+ * which that is. Taken after the slots' locks. */
+extern pthread_rwlock_t moves;
 
 void actor_open(struct actor *actor, int thread, int depth);
 void actor_close(struct actor *actor);

@@ -366,6 +366,7 @@ int main(int argc, char **argv)
 	pthread_rwlockattr_init(&attributes);
 	pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&changes, &attributes);
+	pthread_rwlock_init(&moves, &attributes);
 	guard_open();
 	sources_open(settings.with_damage);
 	model_open(settings.slots, settings.threads, settings.seed);
