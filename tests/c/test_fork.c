@@ -278,7 +278,7 @@ static void *give_up_one_by_one(void *argument)
 static void child_knows_what_others_gave_up(void)
 {
 	SHORT_OF_SANITIZERS;
-	for (int round = 0; round < 30; round++) {
+	for (int round = 0; round < 12; round++) {
 		struct giver giver = {0};
 		pthread_t thread;
 
@@ -340,7 +340,7 @@ static void child_takes_nothing_for_the_region(void)
 	unsigned looked = 0;
 
 	SHORT_OF_SANITIZERS;
-	for (int round = 0; round < 15; round++) {
+	for (int round = 0; round < 8; round++) {
 		struct cuckoo cuckoo = {0};
 		pthread_t threads[2];
 
