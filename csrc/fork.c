@@ -165,13 +165,13 @@ static void register_all(struct lr_target *target)
 	}
 }
 
-/* Make a session the child's own. Threads of the parent do not exist here, and what they held or
- * were changing is as they left it: locks are made anew, buffers too. */
-static void rearm(struct lr_session *session)
+/* Let go of what is the parent's, and claim the regions. Threads of the parent do not exist here,
+ * and what they held or were changing is as they left it: locks are made anew. False where the
+ * session cannot be the child's: then what is missing must not be touched. */
+static bool take_over(struct lr_session *session)
 {
 	struct lr_target *target = &session->target;
 	struct lr_uffd parents = target->uffd;
-	int code;
 
 	pthread_mutex_init(&target->lock, NULL);
 	pthread_mutex_init(&session->feeds_lock, NULL);
@@ -186,34 +186,50 @@ static void rearm(struct lr_session *session)
 	lr_uffd_close(&target->uffd);
 	if (!is_whole(target)) {
 		forbid_all(target);
-		return;
+		return false;
 	}
 	lr_witness_hear(target, session->pid);
 	lr_witness_close(target);
 	atomic_store(&target->is_witnessed, false);
-	code = lr_witness_open(target);
-	if (code == LR_OK)
-		code = lr_uffd_open_like(&target->uffd, &parents, NULL);
-	if (code == LR_OK) {
-		register_all(target);
-		code = lr_pager_start(&session->pager, target, session->trace_records, NULL);
+	if (lr_uffd_open_like(&target->uffd, &parents, NULL) < 0) {
+		fence_all(target);
+		return false;
 	}
+	register_all(target);
+	return true;
+}
+
+/* Buffers and a pager of the child's own. */
+static bool start(struct lr_session *session)
+{
+	struct lr_target *target = &session->target;
+	int code = lr_witness_open(target);
+
+	if (code == LR_OK)
+		code = lr_pager_start(&session->pager, target, session->trace_records, NULL);
 	if (code < 0)
 		fence_all(target);
-	else
-		session->pid = getpid();
+	return code == LR_OK;
 }
 
 static void after_fork_in_child(void)
 {
+	pid_t pid = getpid();
+
 	pthread_mutex_init(&sessions_lock, NULL);
+	/* All, before anything is mapped for one of them: what another's table says of memory that
+	 * did not come along would be done to that. */
+	for (struct lr_session *session = sessions; session; session = session->next)
+		if (take_over(session))
+			session->pid = pid;
 	for (struct lr_session **at = &sessions; *at;) {
 		struct lr_session *session = *at;
 
-		rearm(session);
+		if (session->pid == pid && !start(session))
+			session->pid = 0;
 		/* One that could not be made the child's own is nobody's: no child of the child may
 		 * try. */
-		if (session->pid == getpid())
+		if (session->pid == pid)
 			at = &session->next;
 		else
 			*at = session->next;
