@@ -81,7 +81,7 @@ static void look(const uint8_t *at, uint64_t seed, int pages)
 
 static void child_reads_everything(void)
 {
-	NEEDS_CHILD_THREADS();
+	NEEDS_FORK_AMID_MALLOC();
 	set_up(false);
 	look(memory, 1, 3);
 	pid_t pid = fork();
@@ -119,7 +119,7 @@ static void descend(int generation)
 
 static void eight_generations(void)
 {
-	NEEDS_CHILD_THREADS();
+	NEEDS_FORK_AMID_MALLOC();
 	set_up(true);
 	descend(1);
 	tear_down();
@@ -179,7 +179,7 @@ static void a_fence_holds_in_a_child(void)
 	lr_session *other;
 	void *own;
 
-	NEEDS_CHILD_THREADS();
+	NEEDS_FORK_AMID_MALLOC();
 	set_up(false);
 	own = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
