@@ -8,7 +8,7 @@ set -a
 source /run/kernel-matrix/config
 set +a
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
-export TMPDIR=/run/tmp PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/run/tmp/hypothesis
+export TMPDIR=/run/tmp HYPOTHESIS_STORAGE_DIRECTORY=/run/tmp/hypothesis
 export LAZYRESTORE_LIBRARY=$TREE/build/liblazyrestore.so LAZYRESTORE_FIXTURES=$TREE/fixtures
 export CHECK_TIME_FACTOR=$TIME_FACTOR TERM=dumb PYTHONPATH=$TREE
 busybox=/run/kernel-matrix/busybox
@@ -103,16 +103,18 @@ all_programs() {
 # Rights decide what a userfaultfd can do; these are the tests in which they matter.
 nobody_programs=(test_fork test_install test_kernel_{open,poison,register,syscalls} test_loader test_session)
 
-# What depends on the kernel most; and what does too, but takes minutes without KVM.
-python_files=(unit/test_{session,region,process_source}
-	integration/test_{damage,fence,fork,lifetime,on_error,owner,privilege,restore,swap})
-more_python_files=(integration/test_{concurrency,dump_pid,first_access})
-nobody_python_files=(integration/test_{damage,fence,fork,privilege,restore})
+# What depends on the kernel most; and what does too, but would take a quarter of an hour without KVM.
+python_files=(integration/test_{damage,fences,fork_session,on_error,privilege,restore})
+more_python_files=(unit/test_{session,region,process_source}
+	integration/test_{concurrency,dump_pid,fork,lifetime,memory_pressure,owner,swap,torn})
+nobody_python_files=(integration/test_{fences,privilege})
+python_cases=(tests/integration/test_owner_madvise.py::test_a_fence_is_lifted_by_giving_it_up)
 
 if ((TIME_FACTOR > 1)); then
 	export DAMAGE_ROUNDS=${DAMAGE_ROUNDS:-300} # of 3000
 else
 	python_files+=("${more_python_files[@]}")
+	python_cases=()
 fi
 
 # files START...: the files of tests/ whose names start so
@@ -131,7 +133,7 @@ else
 	run "this kernel" "$PYTHON" tests/kernel_matrix/features.py "$KERNEL_MUST_BE"
 	run "C tests as root" c_tests as_root $(all_programs)
 	run "C tests as nobody" c_tests as_nobody "${nobody_programs[@]}"
-	run "Python tests as root" python_tests as_root $(files "${python_files[@]}")
+	run "Python tests as root" python_tests as_root $(files "${python_files[@]}") "${python_cases[@]}"
 	run "Python tests as nobody" python_tests as_nobody $(files "${nobody_python_files[@]}")
 fi
 echo
