@@ -342,6 +342,32 @@ enum lr_touch_order { LR_TOUCH_SEQUENTIAL = 0, LR_TOUCH_RANDOM = 1 };
 uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint32_t order,
 		  uint64_t seed, uint64_t first, uint64_t count, uint32_t *ret_latency_ns);
 
+/* ---- The machine, for measurements ---- */
+
+struct lr_hello_options {
+	uint64_t pages;
+	uint32_t privilege; /* enum lr_privilege */
+	uint32_t one_core;  /* nonzero: both threads on the core that the caller runs on */
+	uint32_t is_write;  /* nonzero: pages are touched by writing */
+	uint32_t zeropage;  /* nonzero: answered by ZEROPAGE */
+};
+
+/* The least that a demand fault costs by userfaultfd: a thread touches fresh pages in order of
+ * address, another polls, and answers each with a COPY of one ready page. ret_latency_ns (room for
+ * options->pages) gets what each touch took. */
+int lr_hello(const struct lr_hello_options *options, uint32_t *ret_latency_ns,
+	     struct lr_problem *ret_problem);
+
+/* What it takes from one thread's waking another to that one's running: medians. 0: not measured,
+ * there being only one core, or no right to what it takes. */
+struct lr_wakeup_cost {
+	uint64_t one_core_ns;   /* both on one core */
+	uint64_t two_cores_ns;  /* each on a core that is idle, and may halt */
+	uint64_t kept_awake_ns; /* the same with a thread at idle priority on each: none halts */
+};
+/* Takes limit_ns or a little more. */
+int lr_wakeup_cost(uint64_t limit_ns, struct lr_wakeup_cost *ret_cost);
+
 /* ---- Memory ---- */
 
 /* Map empty private anonymous memory (NORESERVE) exactly at `address`: LR_ERR_BUSY if anything is
