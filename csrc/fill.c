@@ -5,6 +5,7 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -58,23 +59,54 @@ static int fill_range(struct lr_fill *fill, struct lr_range *range)
 	return code;
 }
 
-static void set_state(struct lr_fill *fill, enum lr_fill_state state)
+/* The clusters that are wanted first. */
+static int fill_first(struct lr_fill *fill)
 {
-	atomic_store_explicit(&fill->state, (uint32_t)state, memory_order_release);
-	syscall(SYS_futex, &fill->state, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+	const struct lr_image *image = fill->pager->target->image;
+	struct lr_problem problem = {0};
+	int code = LR_OK, last;
+	uint64_t run;
+
+	for (uint64_t i = 0; i < fill->first_count && goes_on(code)
+			     && !atomic_load_explicit(&fill->is_stopping, memory_order_relaxed);
+	     i++) {
+		uint64_t cluster = fill->first[i];
+		int64_t region = lr_image_region_of_cluster(image, cluster);
+		struct lr_range *range = &fill->pager->target->ranges[region < 0 ? 0 : region];
+
+		if (lr_range_state(range) != LR_RANGE_ACTIVE)
+			continue;
+		if (!lr_headroom_allows(&fill->headroom, STEP_BYTES + image->info.cluster_size))
+			return LR_ERR_NOMEM;
+		code = lr_feed_load(&fill->feed, range, cluster, cluster + 1, &run, &problem);
+		if (code < 0 && problem.os_error == EBADF)
+			return LR_ERR_GONE;
+	}
+	last = lr_feed_finish(&fill->feed, NULL);
+	return goes_on(code) ? last : code;
+}
+
+static void set_state(_Atomic uint32_t *state, int code)
+{
+	/* Release: partner of the acquire in lr_fill_wait. */
+	atomic_store_explicit(state, goes_on(code) ? LR_FILL_COMPLETE : LR_FILL_STOPPED,
+			      memory_order_release);
+	syscall(SYS_futex, state, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
 static void *run(void *argument)
 {
 	struct lr_fill *fill = argument;
 	struct lr_target *target = fill->pager->target;
-	int code = LR_OK, last;
+	int code = fill_first(fill), last;
 
+	set_state(&fill->first_state, code);
 	yield_to_all();
-	for (uint32_t i = 0; i < target->image->info.region_count && goes_on(code); i++)
+	for (uint32_t i = 0;
+	     i < target->image->info.region_count && goes_on(code) && !fill->first_only; i++)
 		code = fill_range(fill, &target->ranges[i]);
 	last = lr_feed_finish(&fill->feed, NULL);
-	set_state(fill, goes_on(code) && goes_on(last) ? LR_FILL_COMPLETE : LR_FILL_STOPPED);
+	set_state(&fill->state, goes_on(code) ? last : code);
 	return NULL;
 }
 
@@ -98,29 +130,66 @@ static int start_thread(struct lr_fill *fill)
 	return LR_OK;
 }
 
-int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager)
+/* A copy: the caller's memory may be lazy, and may change. */
+static int copy_first(struct lr_fill *fill, const struct lr_fill_options *options)
+{
+	uint64_t cluster_count = fill->pager->target->image->info.cluster_count;
+
+	if (!options || options->first_count == 0)
+		return LR_OK;
+	if (!options->first || options->first_count > cluster_count)
+		return LR_ERR_ARGUMENT;
+	fill->first = malloc(options->first_count * sizeof(*fill->first));
+	if (!fill->first)
+		return LR_ERR_NOMEM;
+	memcpy(fill->first, options->first, options->first_count * sizeof(*fill->first));
+	fill->first_count = options->first_count;
+	for (uint64_t i = 0; i < fill->first_count; i++)
+		if (fill->first[i] >= cluster_count)
+			return LR_ERR_ARGUMENT;
+	return LR_OK;
+}
+
+static void give_back(struct lr_fill *fill)
+{
+	atomic_store_explicit(&fill->state, LR_FILL_NONE, memory_order_relaxed);
+	atomic_store_explicit(&fill->first_state, LR_FILL_NONE, memory_order_relaxed);
+	lr_headroom_close(&fill->headroom);
+	lr_feed_close(&fill->feed);
+	free(fill->first);
+	fill->first = NULL;
+	fill->first_count = 0;
+}
+
+int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
+		  const struct lr_fill_options *options)
 {
 	int code;
 
 	if (fill->is_started)
 		return LR_ERR_BUSY;
 	fill->pager = pager;
-	code = lr_feed_open(&fill->feed, pager);
-	if (code < 0)
-		return code;
-	code = lr_headroom_open(&fill->headroom, "/");
+	fill->first_only = options && options->first_only;
+	code = copy_first(fill, options);
+	if (code == LR_OK)
+		code = lr_feed_open(&fill->feed, pager);
+	if (code == LR_OK) {
+		code = lr_headroom_open(&fill->headroom, "/");
+		if (code < 0)
+			lr_feed_close(&fill->feed);
+	}
 	if (code < 0) {
-		lr_feed_close(&fill->feed);
+		free(fill->first);
+		fill->first = NULL;
+		fill->first_count = 0;
 		return code;
 	}
 	atomic_store_explicit(&fill->state, LR_FILL_RUNNING, memory_order_relaxed);
+	atomic_store_explicit(&fill->first_state, LR_FILL_RUNNING, memory_order_relaxed);
 	code = start_thread(fill);
 	fill->is_started = code == LR_OK;
-	if (code < 0) {
-		atomic_store_explicit(&fill->state, LR_FILL_NONE, memory_order_relaxed);
-		lr_headroom_close(&fill->headroom);
-		lr_feed_close(&fill->feed);
-	}
+	if (code < 0)
+		give_back(fill);
 	return code;
 }
 
@@ -138,14 +207,13 @@ static int result_of(uint32_t state)
 	}
 }
 
-int lr_fill_wait(struct lr_fill *fill, int64_t timeout_ns)
+int lr_fill_wait(_Atomic uint32_t *state, int64_t timeout_ns)
 {
 	uint64_t begin_ns = lr_clock_ns();
-	uint32_t state;
+	uint32_t seen;
 
 	/* Acquire: partner of the release in set_state. */
-	while ((state = atomic_load_explicit(&fill->state, memory_order_acquire))
-	       == LR_FILL_RUNNING) {
+	while ((seen = atomic_load_explicit(state, memory_order_acquire)) == LR_FILL_RUNNING) {
 		uint64_t passed_ns = lr_clock_ns() - begin_ns;
 		uint64_t left_ns = timeout_ns < 0 ? 1000000000 : (uint64_t)timeout_ns - passed_ns;
 		struct timespec left;
@@ -154,20 +222,20 @@ int lr_fill_wait(struct lr_fill *fill, int64_t timeout_ns)
 			break;
 		left.tv_sec = (time_t)(left_ns / 1000000000);
 		left.tv_nsec = (long)(left_ns % 1000000000);
-		syscall(SYS_futex, &fill->state, FUTEX_WAIT_PRIVATE, state, &left, NULL, 0);
+		syscall(SYS_futex, state, FUTEX_WAIT_PRIVATE, seen, &left, NULL, 0);
 	}
-	return result_of(state);
+	return result_of(seen);
 }
 
 void lr_fill_abandon(struct lr_fill *fill)
 {
 	/* Maybe it was just being started. */
 	atomic_store_explicit(&fill->state, LR_FILL_NONE, memory_order_relaxed);
+	atomic_store_explicit(&fill->first_state, LR_FILL_NONE, memory_order_relaxed);
 	if (!fill->is_started)
 		return;
 	fill->is_started = false;
-	lr_headroom_close(&fill->headroom);
-	lr_feed_close(&fill->feed);
+	give_back(fill);
 }
 
 void lr_fill_stop(struct lr_fill *fill)

@@ -308,9 +308,21 @@ int lr_session_detach(lr_session *session, uint32_t region);
  * how far it came. */
 int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, uint64_t length,
 			int64_t timeout_ns, uint64_t *ret_done, struct lr_problem *ret_problem);
-/* Load all attached regions in the background, at the lowest priority, by one thread that stops
- * short of a memory limit. Once a session: LR_ERR_BUSY. */
-int lr_session_fill(lr_session *session);
+
+struct lr_fill_options {
+	const uint64_t *first; /* clusters to load before all else, in this order, or NULL; copied */
+	uint64_t first_count;
+	uint32_t first_only; /* nonzero: nothing else afterwards */
+	uint32_t threads;    /* 0: one a processor that this process may use */
+};
+
+/* Load all attached regions in the background, by threads that stop short of a memory limit: those
+ * of `first` at the caller's priority, then the rest at the lowest. `options` may be NULL:
+ * everything. Once a session: LR_ERR_BUSY. LR_ERR_ARGUMENT where `first` has a cluster that is not
+ * in the image. */
+int lr_session_fill(lr_session *session, const struct lr_fill_options *options);
+/* The same for `first` alone, which may be nothing. */
+int lr_session_wait_first(lr_session *session, int64_t timeout_ns);
 /* Wait for the fill. LR_OK: complete; LR_ERR_TIMEOUT; LR_ERR_NOMEM: it stopped short;
  * LR_ERR_ARGUMENT: none was started. timeout_ns < 0: no limit. */
 int lr_session_wait(lr_session *session, int64_t timeout_ns);

@@ -264,15 +264,22 @@ int lr_session_detach(lr_session *session, uint32_t region)
 	return LR_OK;
 }
 
-int lr_session_fill(lr_session *session)
+int lr_session_fill(lr_session *session, const struct lr_fill_options *options)
 {
-	return session->pid == getpid() ? lr_fill_start(&session->fill, &session->pager)
+	return session->pid == getpid() ? lr_fill_start(&session->fill, &session->pager, options)
+					: LR_ERR_CLOSED;
+}
+
+int lr_session_wait_first(lr_session *session, int64_t timeout_ns)
+{
+	return session->pid == getpid() ? lr_fill_wait(&session->fill.first_state, timeout_ns)
 					: LR_ERR_CLOSED;
 }
 
 int lr_session_wait(lr_session *session, int64_t timeout_ns)
 {
-	return session->pid == getpid() ? lr_fill_wait(&session->fill, timeout_ns) : LR_ERR_CLOSED;
+	return session->pid == getpid() ? lr_fill_wait(&session->fill.state, timeout_ns)
+					: LR_ERR_CLOSED;
 }
 
 static void gather_stats(lr_session *session, struct lr_session_stats *stats)

@@ -99,7 +99,8 @@ class Core:
 
     def fill(self) -> None:
         """Start to load everything in the background."""
-        check(lib.lr_session_fill(self._handle), what=f"cannot fill from {self.image.path}")
+        code = lib.lr_session_fill(self._handle, ffi.NULL)
+        check(code, what=f"cannot fill from {self.image.path}")
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the fill: True when it is complete, False on timeout or where it stopped short.

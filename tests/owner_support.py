@@ -293,7 +293,7 @@ class CSession:
 
     def _start(self) -> None:
         if self._fill:
-            self.check(lib.lr_session_fill(self.handle))
+            self.check(lib.lr_session_fill(self.handle, ffi.NULL))
 
     def wait(self, seconds: float = 60) -> None:
         self.check(lib.lr_session_wait(self.handle, int(seconds * 1e9)))

@@ -197,7 +197,7 @@ static void fill_and_close(unsigned step)
 	void *memory;
 
 	CHECK_EQ(lr_session_map(session, 0, &memory, NULL), LR_OK);
-	CHECK_EQ(lr_session_fill(session), LR_OK);
+	CHECK_EQ(lr_session_fill(session, NULL), LR_OK);
 	touch(memory, step);
 	/* Of four, one waits for the fill, and the others close in the middle of it. */
 	if (step % 4 == 0)

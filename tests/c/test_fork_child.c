@@ -47,7 +47,7 @@ static lr_session *restore(bool fill, uint8_t **ret_memory)
 		SKIP("no userfaultfd here: %s", strerror(problem.os_error));
 	CHECK_EQ(lr_session_map(made, 0, &mapped, &problem), LR_OK);
 	if (fill)
-		CHECK_EQ(lr_session_fill(made), LR_OK);
+		CHECK_EQ(lr_session_fill(made, NULL), LR_OK);
 	*ret_memory = mapped;
 	return made;
 }

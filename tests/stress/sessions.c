@@ -105,7 +105,7 @@ void slot_open(struct actor *actor, struct slot *slot, uint64_t random)
 	slot->is_open = true;
 	slot->is_inherited = false;
 	if (slot->has_fill) {
-		code = lr_session_fill(slot->session);
+		code = lr_session_fill(slot->session, NULL);
 		if (code < 0)
 			fail("lr_session_fill: %s", lr_error_name(code));
 		count(&board->fills, 1);
