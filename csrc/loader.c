@@ -6,31 +6,50 @@
 #include "abort.h"
 #include "install.h"
 
-int lr_loader_open(struct lr_loader *loader, struct lr_target *target)
+int lr_hands_open(struct lr_hands *hands, const struct lr_target *target)
 {
 	const struct lr_image_info *info = &target->image->info;
 	int code;
 
-	memset(loader, 0, sizeof(*loader));
-	loader->target = target;
+	memset(hands, 0, sizeof(*hands));
 	if (target->host_page > info->cluster_size)
 		return LR_ERR_PAGE_SIZE;
-	code = lr_decoder_open(&loader->decoder, target->image);
+	code = lr_decoder_open(&hands->decoder, target->image);
 	if (code < 0)
 		return code;
-	pthread_mutex_init(&loader->busy, NULL);
 	/* Had now: at a memory limit the pager must not wait for pages of its own. */
-	memset(loader->decoder.buffers, 0, 2 * (size_t)info->cluster_size);
+	memset(hands->decoder.buffers, 0, 2 * (size_t)info->cluster_size);
 	if (target->host_page > info->page_size) {
 		void *expanded = mmap(NULL, info->cluster_size, PROT_READ | PROT_WRITE,
 				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 		if (expanded == MAP_FAILED) {
-			lr_loader_close(loader);
+			lr_hands_close(hands);
 			return LR_ERR_NOMEM;
 		}
-		loader->expanded = expanded;
+		hands->expanded = expanded;
 	}
+	return LR_OK;
+}
+
+void lr_hands_close(struct lr_hands *hands)
+{
+	if (hands->expanded)
+		munmap(hands->expanded, hands->decoder.image->info.cluster_size);
+	hands->expanded = NULL;
+	lr_decoder_close(&hands->decoder);
+}
+
+int lr_loader_open(struct lr_loader *loader, struct lr_target *target)
+{
+	int code;
+
+	memset(loader, 0, sizeof(*loader));
+	code = lr_hands_open(&loader->hands, target);
+	if (code < 0)
+		return code;
+	loader->target = target;
+	pthread_mutex_init(&loader->busy, NULL);
 	return LR_OK;
 }
 
@@ -38,9 +57,7 @@ void lr_loader_close(struct lr_loader *loader)
 {
 	if (!loader->target)
 		return;
-	if (loader->expanded)
-		munmap(loader->expanded, loader->target->image->info.cluster_size);
-	lr_decoder_close(&loader->decoder);
+	lr_hands_close(&loader->hands);
 	pthread_mutex_destroy(&loader->busy);
 	loader->target = NULL;
 }
@@ -51,32 +68,37 @@ void lr_loader_quiesce(struct lr_loader *loader)
 	pthread_mutex_unlock(&loader->busy);
 }
 
-/* What the loader's own decoder found last. */
-static struct lr_decoded own_decoded(const struct lr_loader *loader)
+/* What these hands found last. */
+static struct lr_decoded own_decoded(const struct lr_target *target, const struct lr_hands *hands)
 {
 	return (struct lr_decoded){
-		.info = &loader->decoder.info,
-		.data = loader->decoder.data,
-		.expanded = loader->expanded,
-		.page_size = loader->target->image->info.page_size,
-		.host_page = loader->target->host_page,
+		.info = &hands->decoder.info,
+		.data = hands->decoder.data,
+		.expanded = hands->expanded,
+		.page_size = target->image->info.page_size,
+		.host_page = target->host_page,
 	};
 }
 
-static int decode(struct lr_loader *loader, struct lr_problem *ret_problem)
+static int decode(struct lr_hands *hands, struct lr_problem *ret_problem)
 {
-	struct lr_decoder *decoder = &loader->decoder;
-	uint64_t before = decoder->clusters_decoded;
+	struct lr_decoder *decoder = &hands->decoder;
+	const struct lr_image_info *info = &decoder->image->info;
+	bool is_there = decoder->decoded_cluster == decoder->info.cluster;
 	int code = lr_decoder_decode(decoder, ret_problem);
 
-	loader->clusters_decoded += decoder->clusters_decoded - before;
-	loader->payload_bytes_read += decoder->payload_bytes_read;
-	decoder->payload_bytes_read = 0;
-	if (code == LR_OK && loader->expanded)
-		lr_layout_expand(&decoder->info, decoder->data,
-				 loader->target->image->info.page_size, loader->expanded,
-				 loader->target->image->info.cluster_size);
+	if (code == LR_OK && hands->expanded && !is_there)
+		lr_layout_expand(&decoder->info, decoder->data, info->page_size, hands->expanded,
+				 info->cluster_size);
 	return code;
+}
+
+/* Count what hands did since they were asked last. */
+static void count(struct lr_loader *loader, struct lr_decoder *decoder)
+{
+	loader->clusters_decoded += decoder->clusters_decoded;
+	loader->payload_bytes_read += decoder->payload_bytes_read;
+	decoder->clusters_decoded = decoder->payload_bytes_read = 0;
 }
 
 /* Bytes of a range that a cluster covers: whole host pages, so maybe past the region's end. */
@@ -297,11 +319,12 @@ static int give_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t
 }
 
 /* Install the touched run, then the others of its cluster. */
-static int install_around(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
-			  uint64_t bytes, const struct lr_run *touched, struct lr_outcome *outcome,
+static int install_around(struct lr_loader *loader, const struct lr_hands *hands,
+			  struct lr_range *range, uint64_t cluster_begin, uint64_t bytes,
+			  const struct lr_run *touched, struct lr_outcome *outcome,
 			  struct lr_problem *problem)
 {
-	struct lr_decoded decoded = own_decoded(loader);
+	struct lr_decoded decoded = own_decoded(loader->target, hands);
 	int code = install_run(loader, range, cluster_begin, &decoded, touched, &outcome->bytes,
 			       problem);
 
@@ -322,15 +345,15 @@ static int install_around(struct lr_loader *loader, struct lr_range *range, uint
 }
 
 /* Bring the page's run and its cluster from the image. */
-static int bring(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
-		 uint64_t offset, struct lr_outcome *outcome)
+static int bring(struct lr_loader *loader, struct lr_hands *hands, struct lr_range *range,
+		 uint64_t cluster_begin, uint64_t offset, struct lr_outcome *outcome)
 {
 	uint64_t cluster = range->region.first_cluster
 			   + cluster_begin / loader->target->image->info.cluster_size;
 	uint64_t bytes = cluster_bytes(loader->target, range, cluster_begin);
 	struct lr_problem problem = {0};
-	int code = lr_decoder_find(&loader->decoder, &range->region, cluster, &problem);
-	struct lr_decoded decoded = own_decoded(loader);
+	int code = lr_decoder_find(&hands->decoder, &range->region, cluster, &problem);
+	struct lr_decoded decoded = own_decoded(loader->target, hands);
 	bool is_found = code == LR_OK;
 	struct lr_run touched;
 
@@ -338,9 +361,10 @@ static int bring(struct lr_loader *loader, struct lr_range *range, uint64_t clus
 		touched = lr_layout_run(&decoded, offset - cluster_begin, bytes);
 		outcome->action = touched.is_data ? LR_ACTION_COPY : LR_ACTION_ZEROPAGE;
 		if (touched.is_data)
-			code = decode(loader, &problem);
+			code = decode(hands, &problem);
+		count(loader, &hands->decoder);
 		if (code == LR_OK)
-			code = install_around(loader, range, cluster_begin, bytes, &touched,
+			code = install_around(loader, hands, range, cluster_begin, bytes, &touched,
 					      outcome, &problem);
 	}
 	if (code < 0 && must_fence(code)) {
@@ -352,8 +376,25 @@ static int bring(struct lr_loader *loader, struct lr_range *range, uint64_t clus
 	return code;
 }
 
-int lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
-		    struct lr_outcome *ret_outcome)
+void lr_hands_prepare(struct lr_hands *hands, const struct lr_target *target,
+		      const struct lr_range *range, uint64_t offset)
+{
+	uint64_t cluster_size = target->image->info.cluster_size;
+	uint64_t cluster_begin = offset - offset % cluster_size;
+	struct lr_decoded decoded = own_decoded(target, hands);
+
+	if (!lr_pageset_is_settled(&target->clusters, lr_target_page(target, range, offset))
+	    && lr_decoder_find(&hands->decoder, &range->region,
+			       range->region.first_cluster + offset / cluster_size, NULL)
+		       == LR_OK
+	    && lr_layout_run(&decoded, offset - cluster_begin,
+			     cluster_bytes(target, range, cluster_begin))
+		       .is_data)
+		decode(hands, NULL);
+}
+
+int lr_loader_fault(struct lr_loader *loader, struct lr_hands *hands, struct lr_range *range,
+		    uint64_t offset, struct lr_outcome *ret_outcome)
 {
 	struct lr_target *target = loader->target;
 	uint64_t cluster_begin = offset - offset % target->image->info.cluster_size;
@@ -364,7 +405,7 @@ int lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t o
 	if (lr_pageset_is_settled(&target->clusters, lr_target_page(target, range, offset)))
 		code = give_zeros(loader, range, offset, end, ret_outcome);
 	else
-		code = bring(loader, range, cluster_begin, offset, ret_outcome);
+		code = bring(loader, hands, range, cluster_begin, offset, ret_outcome);
 	if (!ret_outcome->touched_ns)
 		ret_outcome->touched_ns = lr_clock_ns();
 	/* The address space is gone, or will be: nobody waits. */

@@ -15,10 +15,15 @@
 #include "stats.h"
 #include "target.h"
 
+/* One thread's means of loading a cluster. All memory is had at open. */
+struct lr_hands {
+	struct lr_decoder decoder;
+	uint8_t *expanded; /* where host pages are larger than the image's */
+};
+
 struct lr_loader {
 	struct lr_target *target;
-	struct lr_decoder decoder; /* for faults */
-	uint8_t *expanded;         /* where host pages are larger than the image's */
+	struct lr_hands hands; /* the pager's, for faults */
 	/* Held while it installs. The fields below change under it, so that whoever was woken by a
 	 * page sees it counted. */
 	pthread_mutex_t busy;
@@ -33,6 +38,13 @@ struct lr_loader {
 int lr_loader_open(struct lr_loader *loader, struct lr_target *target);
 void lr_loader_close(struct lr_loader *loader);
 
+int lr_hands_open(struct lr_hands *hands, const struct lr_target *target);
+void lr_hands_close(struct lr_hands *hands);
+/* Look up and decode what a fault at `offset` needs, if it needs anything, without `busy`:
+ * lr_loader_fault with the same hands then has it ready. What goes wrong here goes wrong there. */
+void lr_hands_prepare(struct lr_hands *hands, const struct lr_target *target,
+		      const struct lr_range *range, uint64_t offset);
+
 /* What a load did for the page that was touched. */
 struct lr_outcome {
 	enum lr_action action;
@@ -44,8 +56,8 @@ struct lr_outcome {
  * rest of its cluster. A cluster that cannot be loaded is fenced and recorded. Call with `busy`
  * held and the range active. LR_OK, or what to try it again after: LR_LATER (install.h: messages
  * are to be read), LR_ERR_NOMEM. */
-int lr_loader_fault(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
-		    struct lr_outcome *ret_outcome);
+int lr_loader_fault(struct lr_loader *loader, struct lr_hands *hands, struct lr_range *range,
+		    uint64_t offset, struct lr_outcome *ret_outcome);
 
 /* Install all that is missing of a cluster that was decoded elsewhere, and of the clusters - 1
  * zero ones behind it. Same conditions; LR_LATER, or a failure. */

@@ -74,6 +74,24 @@ static int serve_elsewhere(struct lr_pager *pager, uint64_t page)
 	return code < 0 ? code : LR_OK;
 }
 
+int lr_pager_serve_piece(struct lr_pager *pager, struct lr_hands *hands, struct lr_waiting *fault,
+			 const struct lr_piece *piece, struct lr_outcome *ret_outcome)
+{
+	uint64_t page = fault->address & ~(uint64_t)(pager->target->host_page - 1);
+	uint64_t offset = piece->offset + (page - piece->start);
+	struct lr_loader *loader = &pager->loader;
+	int code;
+
+	loader->faults += !fault->is_counted;
+	fault->is_counted = true;
+	code = lr_loader_fault(loader, hands, piece->range, offset, ret_outcome);
+	if (code == LR_OK) {
+		lr_histogram_add(&loader->service, ret_outcome->touched_ns - fault->read_ns);
+		trace_fault(pager, fault, piece->range, offset, ret_outcome);
+	}
+	return code;
+}
+
 /* LR_OK when it is done with; LR_LATER or LR_ERR_NOMEM when it is to be tried again. */
 static int serve(struct lr_pager *pager, struct lr_waiting *fault)
 {
@@ -87,15 +105,7 @@ static int serve(struct lr_pager *pager, struct lr_waiting *fault)
 	if (!lr_target_find(pager->target, page, &piece)) {
 		code = serve_elsewhere(pager, page);
 	} else if (lr_range_state(piece.range) == LR_RANGE_ACTIVE) {
-		uint64_t offset = piece.offset + (page - piece.start);
-
-		loader->faults += !fault->is_counted;
-		fault->is_counted = true;
-		code = lr_loader_fault(loader, piece.range, offset, &outcome);
-		if (code == LR_OK) {
-			lr_histogram_add(&loader->service, outcome.touched_ns - fault->read_ns);
-			trace_fault(pager, fault, piece.range, offset, &outcome);
-		}
+		code = lr_pager_serve_piece(pager, &loader->hands, fault, &piece, &outcome);
 	}
 	/* Else it is suspended, or being attached: who makes it active or gone wakes all. */
 	pthread_mutex_unlock(&loader->busy);

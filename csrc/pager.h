@@ -64,6 +64,11 @@ void lr_pager_stop(struct lr_pager *pager);
 /* In a forked child, where the thread does not exist: free what it had here. */
 void lr_pager_abandon(struct lr_pager *pager);
 
+/* The part of serving a fault that is the same for whoever does it. Call with `busy` held; the
+ * piece's range is active. LR_OK, LR_LATER or LR_ERR_NOMEM, as lr_loader_fault. */
+int lr_pager_serve_piece(struct lr_pager *pager, struct lr_hands *hands, struct lr_waiting *fault,
+			 const struct lr_piece *piece, struct lr_outcome *ret_outcome);
+
 /* Have a job done, and wait for that: its code. */
 void lr_pager_submit(struct lr_pager *pager, struct lr_job *job);
 int lr_job_wait(struct lr_job *job);

@@ -68,7 +68,7 @@ static struct lr_outcome fault(struct setting *set, uint64_t offset)
 {
 	struct lr_outcome outcome;
 
-	CHECK_EQ(lr_loader_fault(&set->loader, set->range,
+	CHECK_EQ(lr_loader_fault(&set->loader, &set->loader.hands, set->range,
 				 offset / set->target.host_page * set->target.host_page, &outcome),
 		 LR_OK);
 	return outcome;
@@ -78,11 +78,11 @@ static struct lr_outcome fault(struct setting *set, uint64_t offset)
 static int load(struct setting *set, uint64_t cluster, uint64_t max_clusters, uint64_t *ret_run)
 {
 	const struct lr_image_info *info = &set->target.image->info;
-	struct lr_decoder *decoder = &set->loader.decoder;
+	struct lr_decoder *decoder = &set->loader.hands.decoder;
 	struct lr_problem problem = {0};
 	struct lr_decoded decoded = {
 		.info = &decoder->info,
-		.expanded = set->loader.expanded,
+		.expanded = set->loader.hands.expanded,
 		.page_size = info->page_size,
 		.host_page = set->target.host_page,
 	};
@@ -98,8 +98,8 @@ static int load(struct setting *set, uint64_t cluster, uint64_t max_clusters, ui
 	}
 	decoded.data = decoder->data;
 	if (decoded.expanded)
-		lr_layout_expand(decoded.info, decoded.data, info->page_size, set->loader.expanded,
-				 info->cluster_size);
+		lr_layout_expand(decoded.info, decoded.data, info->page_size,
+				 set->loader.hands.expanded, info->cluster_size);
 	if (decoder->info.data_pages == 0)
 		*ret_run = decoder->info.run < max_clusters ? decoder->info.run : max_clusters;
 	return lr_loader_install(&set->loader, set->range, &decoded, *ret_run, &problem);
@@ -197,11 +197,11 @@ static void zero_pages_do_not_decode(void)
 
 	CHECK_EQ(outcome.action, LR_ACTION_ZEROPAGE);
 	CHECK_EQ(outcome.bytes, 2 * 4096);
-	CHECK_EQ(set->loader.decoder.clusters_decoded, 0);
+	CHECK_EQ(set->loader.clusters_decoded, 0);
 	outcome = fault(set, 2 * 4096);
 	CHECK_EQ(outcome.action, LR_ACTION_COPY);
 	CHECK_EQ(outcome.bytes, 14 * 4096);
-	CHECK_EQ(set->loader.decoder.clusters_decoded, 1);
+	CHECK_EQ(set->loader.clusters_decoded, 1);
 	outcome = fault(set, 2 * 4096);
 	CHECK_EQ(outcome.action, LR_ACTION_WAKE);
 	CHECK_EQ(outcome.bytes, 0);
