@@ -1,0 +1,153 @@
+"""R3, R3b, R4, R8 and what belongs to them: single demand faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .bench import Bench, pick
+from .runner import Row, in_turns
+
+_PAGES, _QUICK_PAGES = 20_000, 5_000
+
+
+def _against_hello(
+    bench: Bench, row: str, what: str, limit: float | None, *, name: str, confine: bool, **options
+) -> Row:
+    """p50 of faults at clusters of 4 KiB, without a fill, against hello's."""
+    pages = _QUICK_PAGES if bench.is_quick else _PAGES
+    pages = min(pages, bench.data.pages)
+    image = bench.data.image(name, 4096)
+    found = in_turns(
+        {
+            "ours": lambda: bench.child(
+                "touch", image=image, pages=pages, confine=confine, **options
+            ),
+            "hello": lambda: bench.child("hello", pages=pages, confine=confine),
+        },
+        bench.repeats,
+    )
+    mode = options.get("fault_mode", "thread") + (", one core" if confine else "")
+    for key, label in (("ours", f"lazyrestore {mode}"), ("hello", f"hello{mode[6:]}")):
+        if name == bench.names[0] and (key == "ours" or "inline" not in mode):
+            middle = sorted(found[key], key=lambda one: one["p50"])[len(found[key]) // 2]
+            bench.series.setdefault("latency", {})[label] = middle["quantiles"]
+    return Row(
+        row,
+        what,
+        data=name,
+        ours=pick(found["ours"], "p50"),
+        peer_name="hello",
+        peer=pick(found["hello"], "p50"),
+        limit=limit,
+    )
+
+
+def demand(bench: Bench) -> Iterator[Row]:
+    """R3: as started, on idle cores."""
+    for number, name in enumerate(bench.names):
+        limit = 0.4 if number == 0 else None
+        yield _against_hello(bench, "R3", "fault p50, 4K", limit, name=name, confine=False)
+
+
+def demand_confined(bench: Bench) -> Iterator[Row]:
+    """R3b: each confined to one core."""
+    for number, name in enumerate(bench.names):
+        limit = 2.2 if number == 0 else None
+        what = "fault p50, 4K, one core"
+        yield _against_hello(bench, "R3b", what, limit, name=name, confine=True)
+
+
+def inline(bench: Bench) -> Iterator[Row]:
+    """R4: answered in the faulting thread."""
+    name, mode = bench.names[0], {"fault_mode": "inline"}
+    what = "inline fault p50, 4K"
+    yield _against_hello(bench, "R4", what, 0.2, name=name, confine=False, **mode)
+    what = "inline fault p50, 4K, one core"
+    yield _against_hello(bench, "R4", what, 1.6, name=name, confine=True, **mode)
+
+
+def with_fill(bench: Bench) -> Iterator[Row]:
+    """R8: p99 of demand faults with the fill running, and without."""
+    for number, name in enumerate(bench.names):
+        image = bench.data.image(name)
+        pages = min(2_000 if bench.is_quick else 4_000, bench.data.pages // 16)
+        found = in_turns(
+            {
+                "with": lambda image=image: bench.child("touch_while_filling", image=image),
+                "without": lambda image=image, pages=pages: bench.child(
+                    "touch", image=image, pages=pages
+                ),
+            },
+            bench.repeats + 2,
+        )
+        faults = sum(one["count"] for one in found["with"]) // len(found["with"])
+        yield Row(
+            "R8",
+            "fault p99, fill running",
+            data=name,
+            ours=pick(found["with"], "p99"),
+            peer_name="without the fill",
+            peer=pick(found["without"], "p99"),
+            limit=2.0 if number == 0 else None,
+            note=f"{faults} faults while it ran",
+        )
+
+
+def zero_pages(bench: Bench) -> Iterator[Row]:
+    """A write to a page of zeros: ZEROPAGE, then a fault of its own, or a COPY of zeros."""
+    pages = _QUICK_PAGES if bench.is_quick else _PAGES
+    for confine in (False, True):
+        found = in_turns(
+            {
+                "zeropage": lambda confine=confine: bench.child(
+                    "hello", pages=pages, confine=confine, write=True, zeropage=True
+                ),
+                "copy": lambda confine=confine: bench.child(
+                    "hello", pages=pages, confine=confine, write=True
+                ),
+            },
+            bench.few,
+        )
+        yield Row(
+            "zero",
+            "write to a zero page, p50" + (", one core" if confine else ""),
+            ours_name="ZEROPAGE",
+            ours=pick(found["zeropage"], "p50"),
+            peer_name="COPY of zeros",
+            peer=pick(found["copy"], "p50"),
+        )
+
+
+def granularity(bench: Bench) -> Iterator[Row]:
+    """Only the touched page of a cluster, or all of it: time and memory."""
+    name = bench.names[0]
+    image = bench.data.image(name)
+    pages = min(4_000, bench.data.pages)
+    found = in_turns(
+        {
+            "page": lambda: bench.child("touch", image=image, pages=pages, granularity="page"),
+            "cluster": lambda: bench.child("touch", image=image, pages=pages),
+        },
+        bench.few,
+    )
+    what = f'{pages} random pages, granularity="page"'
+    total = {key: [one["mean"] * one["count"] / 1000 for one in found[key]] for key in found}
+    yield Row(
+        "page",
+        f"{what}: time",
+        data=name,
+        unit="ms",
+        ours=total["page"],
+        peer_name="whole clusters",
+        peer=total["cluster"],
+    )
+    mib = {key: [one["resident_bytes"] / (1 << 20) for one in found[key]] for key in found}
+    yield Row(
+        "page",
+        f"{what}: resident",
+        data=name,
+        unit="MiB",
+        ours=mib["page"],
+        peer_name="whole clusters",
+        peer=mib["cluster"],
+    )

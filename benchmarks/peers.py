@@ -1,0 +1,81 @@
+"""What people would use instead: mounting, decompressing, paging by signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .data import ROOT
+from .runner import NotMeasuredError
+
+SHM = Path("/dev/shm")
+
+
+@contextlib.contextmanager
+def mounted(image: Path) -> Iterator[Path]:
+    """The folder where a squashfs is mounted, by a loop device, while this lasts."""
+    if os.geteuid() != 0:
+        raise NotMeasuredError("only root can mount a squashfs")
+    folder = tempfile.mkdtemp(prefix="lazyrestore-bench-")
+    try:
+        _call("mount", "-t", "squashfs", "-o", "loop,ro", image, folder)
+        try:
+            yield Path(folder)
+        finally:
+            _call("umount", folder)
+    finally:
+        os.rmdir(folder)
+
+
+def _call(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise NotMeasuredError(f"{command[0]}: {done.stderr.strip() or done.returncode}")
+
+
+def in_memory(name: str) -> Path:
+    """A name for a file in tmpfs."""
+    if not SHM.is_dir():
+        raise NotMeasuredError(f"there is no {SHM}")
+    return SHM / f"lazyrestore-bench-{os.getpid()}-{name}"
+
+
+def timed(*command: str | Path) -> float:
+    """Wall time of a command, in microseconds."""
+    begin = time.perf_counter_ns()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return (time.perf_counter_ns() - begin) / 1000
+
+
+def unpack(zst: Path) -> float:
+    """`zstd -d` into a fresh file of tmpfs."""
+    path = in_memory("unpacked")
+    try:
+        return timed("zstd", "-d", "-q", "-f", "-o", path, zst)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def pack(raw: Path) -> tuple[float, int]:
+    """`zstd -3 -T2` into tmpfs: microseconds, and bytes."""
+    path = in_memory("packed")
+    try:
+        return timed("zstd", "-3", "-T2", "-q", "-f", "-o", path, raw), path.stat().st_size
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def segv_pager() -> Path:
+    """The program in segv_pager.c, built."""
+    source = ROOT / "benchmarks" / "segv_pager.c"
+    program = ROOT / "build" / "bench" / "segv_pager"
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        compiler = os.environ.get("CC", "gcc")
+        _call(compiler, "-std=c11", "-D_GNU_SOURCE", "-O2", "-o", program, source)
+    return program
