@@ -9,12 +9,14 @@ import time
 import traceback
 from pathlib import Path
 
-from . import faults, machine, sweeps
+from . import dumps, faults, first, machine, sweeps, working_set
 from .bench import Bench, Group
 from .data import MIB, NAMES, ROOT, Data
 from .runner import NotMeasuredError, Row, table
 
 GROUPS: dict[str, Group] = {
+    "R1": first.against_eager,
+    "R2": first.sizes_alike,
     "R3": faults.demand,
     "R3b": faults.demand_confined,
     "R4": faults.inline,
@@ -22,6 +24,12 @@ GROUPS: dict[str, Group] = {
     "R6": sweeps.against_squashfs,
     "R7": sweeps.fully_resident,
     "R8": faults.with_fill,
+    "R9": working_set.replay,
+    "R10": dumps.against_zstd,
+    "R11": first.memory,
+    "R12": first.zeros,
+    "first": first.against_others,
+    "resident": first.over_time,
     "zero": faults.zero_pages,
     "page": faults.granularity,
     "clusters": sweeps.no_fill,

@@ -26,6 +26,7 @@ class Row:
         ours_name, ours: what was measured of us, one value a turn.
         peer_name, peer: the same of the peer, in the same turns; "" and empty where there is none.
         is_faster: the ratio is peer / ours ("so many times faster"), else ours / peer.
+        is_more: more of it is better, as of a throughput; the ratio is ours / peer.
         limit: the ratio (without a peer: the value) to reach; None: it is only shown.
         note: why there are no values, or what is to be known of them.
     """
@@ -39,6 +40,7 @@ class Row:
     peer_name: str = ""
     peer: Sequence[float] = ()
     is_faster: bool = False
+    is_more: bool = False
     limit: float | None = None
     note: str = ""
 
@@ -56,14 +58,20 @@ class Row:
         value = self.ratio if self.peer_name else statistics.median(self.ours or [float("nan")])
         if self.limit is None or value is None or value != value:
             return None
-        return value >= self.limit if self.is_faster else value <= self.limit
+        return value >= self.limit if self._is_at_least else value <= self.limit
+
+    @property
+    def _is_at_least(self) -> bool:
+        return self.is_faster or self.is_more
 
     @property
     def target(self) -> str:
         if self.limit is None:
             return ""
-        sign = "≥" if self.is_faster else "≤"
-        return f"{sign} {self.limit:g}" + ("×" if self.peer_name else f" {self.unit}")
+        sign = "≥" if self._is_at_least else "≤"
+        if self.peer_name or self.unit == "×":
+            return f"{sign} {self.limit:g}×"
+        return f"{sign} {self.limit:g} {self.unit}"
 
     def plain(self) -> dict[str, object]:
         """For JSON."""
