@@ -31,33 +31,41 @@ int lr_index_parse_ref(const uint8_t *data, uint64_t bytes, struct lr_ref *ret_r
 	}
 }
 
+static size_t cache_bytes(const struct lr_index_cache *cache)
+{
+	return LR_INDEX_CACHE_SLOTS * (sizeof(struct lr_index_slot) + (size_t)cache->node_bytes);
+}
+
 int lr_index_cache_open(struct lr_index_cache *cache, const struct lr_index *index)
 {
 	uint32_t leaf_bytes = LR_NODE_HEAD_BYTES + LR_NODE_FANOUT * index->entry_bytes;
-	void *nodes;
+	void *memory;
 
 	memset(cache, 0, sizeof(*cache));
 	cache->node_bytes = (leaf_bytes + 63u) & ~63u;
-	nodes = mmap(NULL, (size_t)cache->node_bytes * LR_INDEX_CACHE_SLOTS, PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (nodes == MAP_FAILED)
+	memory = mmap(NULL, cache_bytes(cache), PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (memory == MAP_FAILED)
 		return LR_ERR_NOMEM;
-	cache->nodes = nodes;
+	/* It is touched here and there: a huge page for each would be all of it. */
+	madvise(memory, cache_bytes(cache), MADV_NOHUGEPAGE);
+	cache->slots = memory;
+	cache->nodes = (uint8_t *)memory + LR_INDEX_CACHE_SLOTS * sizeof(struct lr_index_slot);
 	return LR_OK;
 }
 
 void lr_index_cache_close(struct lr_index_cache *cache)
 {
-	if (cache->nodes)
-		munmap(cache->nodes, (size_t)cache->node_bytes * LR_INDEX_CACHE_SLOTS);
-	cache->nodes = NULL;
+	if (cache->slots)
+		munmap(cache->slots, cache_bytes(cache));
+	cache->slots = NULL;
 }
 
 static uint32_t slot_of(uint64_t offset)
 {
 	/* Node offsets are neither aligned nor evenly spaced: spread them by a multiplicative hash.
 	 */
-	return (uint32_t)((offset * 0x9e3779b97f4a7c15ull) >> 58) % LR_INDEX_CACHE_SLOTS;
+	return (uint32_t)((offset * 0x9e3779b97f4a7c15ull) >> (64 - LR_INDEX_CACHE_BITS));
 }
 
 /* Get a node's payload into the cache: its bytes, or NULL with the problem set. */

@@ -28,16 +28,20 @@ struct lr_index {
 	uint32_t entry_bytes; /* of a leaf */
 };
 
-#define LR_INDEX_CACHE_SLOTS 64u
+/* Memory is had as it is used: 8 KiB a slot, with clusters of 64 KiB and less. */
+#define LR_INDEX_CACHE_BITS  9u
+#define LR_INDEX_CACHE_SLOTS (1u << LR_INDEX_CACHE_BITS)
+
+struct lr_index_slot {
+	uint64_t offset; /* of the payload; 0: empty */
+	uint32_t bytes;
+	uint32_t crc32c;
+};
 
 struct lr_index_cache {
-	uint8_t *nodes; /* slots × node_bytes */
+	struct lr_index_slot *slots; /* in one mapping with the nodes, before them */
+	uint8_t *nodes;              /* slots × node_bytes */
 	uint32_t node_bytes;
-	struct {
-		uint64_t offset; /* of the payload; 0: empty */
-		uint32_t bytes;
-		uint32_t crc32c;
-	} slots[LR_INDEX_CACHE_SLOTS];
 };
 
 /* Read a reference from bytes that begin with one: LR_ERR_NODE where it contradicts itself. */

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-static int64_t install_once(const struct lr_target *target, enum lr_install_kind kind, uint64_t to,
+static int64_t install_once(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 			    const uint8_t *from, uint64_t bytes)
 {
 	switch (kind) {
@@ -25,7 +25,7 @@ static int64_t install_once(const struct lr_target *target, enum lr_install_kind
 static const uint8_t zeros[65536];
 
 /* A page that was fenced when its cluster could not be read takes a copy, but not the zero page. */
-static int64_t replace_fence(const struct lr_target *target, enum lr_install_kind kind, uint64_t to)
+static int64_t replace_fence(struct lr_target *target, enum lr_install_kind kind, uint64_t to)
 {
 	if (kind != LR_INSTALL_ZEROPAGE)
 		return -EEXIST;
@@ -44,7 +44,7 @@ static int code_of(int64_t error, struct lr_installed *installed)
 	return error == -ESRCH || error == -ENOSPC ? LR_ERR_GONE : LR_ERR_SYSTEM;
 }
 
-int lr_install(const struct lr_target *target, enum lr_install_kind kind, uint64_t to,
+int lr_install(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 	       const uint8_t *from, uint64_t bytes, struct lr_installed *ret_installed)
 {
 	uint64_t page = target->host_page;
@@ -94,7 +94,7 @@ int lr_install(const struct lr_target *target, enum lr_install_kind kind, uint64
 	return LR_OK;
 }
 
-int lr_install_zeros(const struct lr_target *target, uint64_t to, uint64_t bytes,
+int lr_install_zeros(struct lr_target *target, uint64_t to, uint64_t bytes,
 		     struct lr_installed *ret_installed)
 {
 	int64_t done = lr_uffd_zeropage(&target->uffd, to, bytes);
@@ -110,7 +110,7 @@ int lr_install_zeros(const struct lr_target *target, uint64_t to, uint64_t bytes
 	return LR_OK;
 }
 
-int lr_install_fence(const struct lr_target *target, const struct lr_piece *piece, uint64_t to,
+int lr_install_fence(struct lr_target *target, const struct lr_piece *piece, uint64_t to,
 		     uint64_t bytes)
 {
 	struct lr_installed installed;

@@ -27,17 +27,17 @@ struct lr_installed {
  * gave memory up or moves it), LR_ERR_NOMEM, LR_ERR_GONE (the address space is gone),
  * LR_ERR_SYSTEM with the os_error.
  */
-int lr_install(const struct lr_target *target, enum lr_install_kind kind, uint64_t to,
+int lr_install(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 	       const uint8_t *from, uint64_t bytes, struct lr_installed *ret_installed);
 
 /* Zeros for a page that was settled and is missing, and for as many of the `bytes` behind it as are
  * missing in a row. */
-int lr_install_zeros(const struct lr_target *target, uint64_t to, uint64_t bytes,
+int lr_install_zeros(struct lr_target *target, uint64_t to, uint64_t bytes,
 		     struct lr_installed *ret_installed);
 
 /* Fence a run that is missing: POISON, else no access. 1 poisoned, 2 no access, LR_LATER, or
  * LR_ERR_NOMEM where neither could be done now. `piece` is where it lies. */
-int lr_install_fence(const struct lr_target *target, const struct lr_piece *piece, uint64_t to,
+int lr_install_fence(struct lr_target *target, const struct lr_piece *piece, uint64_t to,
 		     uint64_t bytes);
 
 #endif

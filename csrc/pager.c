@@ -106,6 +106,9 @@ static int serve(struct lr_pager *pager, struct lr_waiting *fault)
 		code = serve_elsewhere(pager, page);
 	} else if (lr_range_state(piece.range) == LR_RANGE_ACTIVE) {
 		code = lr_pager_serve_piece(pager, &loader->hands, fault, &piece, &outcome);
+		if (code == LR_OK)
+			lr_near_note(&pager->near, fault->thread, fault->read_ns,
+				     outcome.touched_ns);
 	}
 	/* Else it is suspended, or being attached: who makes it active or gone wakes all. */
 	pthread_mutex_unlock(&loader->busy);
@@ -273,7 +276,7 @@ static void take_jobs(struct lr_pager *pager)
 }
 
 /* As much of the stack as serving a fault takes: at a memory limit it must be there. */
-static void have_stack(void)
+void lr_pager_have_stack(void)
 {
 	volatile uint8_t room[48u << 10];
 
@@ -305,6 +308,18 @@ static void keep_descriptors(struct lr_pager *pager)
 	}
 }
 
+bool lr_pager_has_jobs(struct lr_pager *pager)
+{
+	return pager->jobs || atomic_load_explicit(&pager->inbox, memory_order_relaxed)
+	       || atomic_load_explicit(&pager->is_stopping, memory_order_relaxed);
+}
+
+bool lr_pager_serve(struct lr_pager *pager)
+{
+	read_messages(pager);
+	return serve_waiting(pager) != LR_OK;
+}
+
 static void *run(void *argument)
 {
 	struct lr_pager *pager = argument;
@@ -314,8 +329,9 @@ static void *run(void *argument)
 	};
 	uint64_t count;
 
-	have_stack();
+	lr_pager_have_stack();
 	keep_descriptors(pager);
+	lr_near_start(pager);
 	raise_flag(&pager->is_ready);
 	/* Looked at even while faults keep coming: a thread that touches a region which was
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
@@ -323,6 +339,9 @@ static void *run(void *argument)
 	while (!atomic_load_explicit(&pager->is_stopping, memory_order_relaxed)) {
 		int read_count = read_messages(pager);
 		int code = serve_waiting(pager);
+
+		if (code == LR_OK && !lr_pager_has_jobs(pager) && lr_near_is_wanted(&pager->near))
+			lr_near_lend(pager);
 
 		take_jobs(pager);
 		if (pager->jobs && code != LR_LATER)
@@ -333,6 +352,7 @@ static void *run(void *argument)
 		    && waits[1].revents && read(pager->event_fd, &count, sizeof(count)) < 0)
 			continue; /* somebody else's number: there are jobs, or none */
 	}
+	lr_near_stop(&pager->near);
 	return NULL;
 }
 
@@ -363,20 +383,27 @@ int lr_job_wait(struct lr_job *job)
 	return job->code;
 }
 
-static int start_thread(struct lr_pager *pager)
+int lr_pager_create_thread(pthread_t *ret_thread, void *(*run_it)(void *), void *argument)
 {
 	pthread_attr_t attributes;
 	sigset_t all, before;
 	int error;
 
 	if (pthread_attr_init(&attributes))
-		return LR_ERR_NOMEM;
+		return ENOMEM;
 	pthread_attr_setstacksize(&attributes, STACK_BYTES);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&pager->thread, &attributes, run, pager);
+	error = pthread_create(ret_thread, &attributes, run_it, argument);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attributes);
+	return error;
+}
+
+static int start_thread(struct lr_pager *pager)
+{
+	int error = lr_pager_create_thread(&pager->thread, run, pager);
+
 	if (error)
 		return error == ENOMEM ? LR_ERR_NOMEM : LR_ERR_LIMIT;
 	pthread_setname_np(pager->thread, "lazyrestore");

@@ -11,6 +11,7 @@
 #define LR_PAGER_H
 
 #include "loader.h"
+#include "near.h"
 #include "trace.h"
 
 /* A cluster, or a run of zero ones, to be put in place. */
@@ -43,6 +44,7 @@ struct lr_pager {
 	struct lr_loader loader;
 	struct lr_trace trace;
 	pthread_t thread;
+	struct lr_near near;
 	bool is_running;
 	_Atomic uint32_t is_ready;
 	_Atomic bool is_stopping; /* set before event_fd is written */
@@ -68,6 +70,14 @@ void lr_pager_abandon(struct lr_pager *pager);
  * piece's range is active. LR_OK, LR_LATER or LR_ERR_NOMEM, as lr_loader_fault. */
 int lr_pager_serve_piece(struct lr_pager *pager, struct lr_hands *hands, struct lr_waiting *fault,
 			 const struct lr_piece *piece, struct lr_outcome *ret_outcome);
+/* For near.c. Read what there is and serve it; true where something is to be tried again. */
+bool lr_pager_serve(struct lr_pager *pager);
+/* True where there is something else than faults to do. */
+bool lr_pager_has_jobs(struct lr_pager *pager);
+/* As much of the stack as serving a fault takes: at a memory limit it must be there. */
+void lr_pager_have_stack(void);
+/* A thread with a small stack that blocks all signals: 0, or an errno. */
+int lr_pager_create_thread(pthread_t *ret_thread, void *(*run)(void *), void *argument);
 
 /* Have a job done, and wait for that: its code. */
 void lr_pager_submit(struct lr_pager *pager, struct lr_job *job);

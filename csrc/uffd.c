@@ -142,6 +142,9 @@ int lr_uffd_open_like(struct lr_uffd *uffd, const struct lr_uffd *other,
 
 	*uffd = *other;
 	uffd->fd = -1;
+	/* The parent may have been in the midst of it. */
+	uffd->defers_wakes = false;
+	uffd->wake_low = uffd->wake_high = 0;
 	fd = open_any(uffd, flags, other->features);
 	if (fd < 0)
 		return lr_problem_from_errno(ret_problem, -fd);
@@ -230,23 +233,46 @@ static int64_t progress(int result, int64_t done)
 	return errno == EAGAIN && done > 0 ? done : -errno;
 }
 
-int64_t lr_uffd_copy(const struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes)
+/* Note who is to be waked. */
+static void defer(struct lr_uffd *uffd, uint64_t start, int64_t bytes)
 {
-	struct uffdio_copy request = {.dst = to, .src = (uint64_t)(uintptr_t)from, .len = bytes};
-
-	/* Before the call below: what order its arguments are taken in, C does not say. */
-	int result = ioctl(uffd->fd, UFFDIO_COPY, &request);
-
-	return progress(result, request.copy);
+	if (bytes <= 0)
+		return;
+	if (uffd->wake_high == 0 || start < uffd->wake_low)
+		uffd->wake_low = start;
+	if (start + (uint64_t)bytes > uffd->wake_high)
+		uffd->wake_high = start + (uint64_t)bytes;
 }
 
-int64_t lr_uffd_zeropage(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
+int64_t lr_uffd_copy(struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes)
 {
-	struct uffdio_zeropage request = {.range = {.start = to, .len = bytes}};
+	struct uffdio_copy request = {
+		.dst = to,
+		.src = (uint64_t)(uintptr_t)from,
+		.len = bytes,
+		.mode = uffd->defers_wakes ? UFFDIO_COPY_MODE_DONTWAKE : 0,
+	};
+	/* Before the call below: what order its arguments are taken in, C does not say. */
+	int result = ioctl(uffd->fd, UFFDIO_COPY, &request);
+	int64_t done = progress(result, request.copy);
 
+	if (uffd->defers_wakes)
+		defer(uffd, to, done);
+	return done;
+}
+
+int64_t lr_uffd_zeropage(struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
+{
+	struct uffdio_zeropage request = {
+		.range = {.start = to, .len = bytes},
+		.mode = uffd->defers_wakes ? UFFDIO_ZEROPAGE_MODE_DONTWAKE : 0,
+	};
 	int result = ioctl(uffd->fd, UFFDIO_ZEROPAGE, &request);
+	int64_t done = progress(result, request.zeropage);
 
-	return progress(result, request.zeropage);
+	if (uffd->defers_wakes)
+		defer(uffd, to, done);
+	return done;
 }
 
 int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)

@@ -22,6 +22,10 @@ struct lr_uffd {
 	int device; /* /dev/userfaultfd where it came from there, else -1: see lr_uffd_open_like */
 	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY */
 	uint64_t features;  /* in use */
+	/* Copies and zero pages wake nobody: who is to be waked is noted, for later. */
+	bool defers_wakes;
+	uint64_t wake_low;
+	uint64_t wake_high;
 };
 
 /* Get a userfaultfd: /dev/userfaultfd, then the system call, then user-mode-only if `privilege`
@@ -42,8 +46,8 @@ int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
 void lr_uffd_unregister(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
 
 /* These return the bytes done from the start (maybe fewer than asked for), or a negative errno. */
-int64_t lr_uffd_copy(const struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes);
-int64_t lr_uffd_zeropage(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
+int64_t lr_uffd_copy(struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes);
+int64_t lr_uffd_zeropage(struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
 int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
 void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
 /* False while somebody gives up, moves or unmaps registered memory and waits for that to be read,

@@ -1,0 +1,321 @@
+#include "near.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "pager.h"
+
+/* Faults in a row, of one thread, each at most so long after the one before was served, that make
+ * it worth while. */
+#define STREAK 8u
+#define GAP_NS 500000u
+/* How often to look where the toucher runs, in faults: it takes as long as serving one. */
+#define LOOK_EVERY 64u
+/* And sooner where the next fault is late, as it is when two processors had to be waked for it. */
+#define LOOK_LATE 4u
+#define LATE_NS   20000u
+/* So many of them by other threads, and it is of no use. */
+#define STRAYS_MAX    4u
+#define LOOK_AFTER_MS 2
+/* Rounds of looking after it without a fault, until it may sleep. */
+#define QUIET_ROUNDS 4u
+#define WAIT_MS      3
+/* After it was starved: not again for so long, and twice as long each time. */
+#define BAN_MIN_NS 10000000u
+#define BAN_MAX_NS 4000000000u
+/* Served at a stretch, this many, it may be tried again soon. */
+#define GOOD_ROUNDS 5000u
+
+/* ---- Whether ---- */
+
+void lr_near_note(struct lr_near *near, uint32_t thread, uint64_t read_ns, uint64_t served_ns)
+{
+	uint64_t gap_ns = read_ns - near->served_ns;
+	bool is_soon = gap_ns < GAP_NS;
+
+	near->since++;
+	near->is_late = gap_ns > LATE_NS;
+	if (thread == near->toucher && thread != 0) {
+		near->streak = is_soon ? near->streak + 1 : 0;
+	} else {
+		near->strays++;
+		near->streak = 0;
+		near->toucher = thread;
+	}
+	near->served_ns = served_ns;
+}
+
+bool lr_near_is_wanted(const struct lr_near *near)
+{
+	return near->is_running && near->streak >= STREAK
+	       && near->served_ns >= near->banned_until_ns
+	       && !atomic_load_explicit(&near->is_unfit, memory_order_relaxed);
+}
+
+static void ban(struct lr_near *near, uint32_t rounds)
+{
+	near->ban_ns = rounds >= GOOD_ROUNDS || near->ban_ns == 0 ? BAN_MIN_NS : near->ban_ns * 2;
+	if (near->ban_ns > BAN_MAX_NS)
+		near->ban_ns = BAN_MAX_NS;
+	near->banned_until_ns = lr_clock_ns() + near->ban_ns;
+}
+
+/* ---- The thread ---- */
+
+/* The processor that a thread of this process ran on last, or -1. */
+static int32_t processor_of(uint32_t thread)
+{
+	char path[48], text[512];
+	const char *at;
+	ssize_t got;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%u/stat", thread);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	got = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (got <= 0)
+		return -1;
+	text[got] = 0;
+	/* The 39th field; the second ends with the last parenthesis. */
+	at = strrchr(text, ')');
+	for (int field = 2; at && field < 39; field++)
+		at = strchr(at + 1, ' ');
+	return at ? (int32_t)strtol(at, NULL, 10) : -1;
+}
+
+static bool bind_to(int32_t processor)
+{
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	CPU_SET((size_t)processor, &one);
+	return sched_setaffinity(0, sizeof(one), &one) == 0;
+}
+
+/* Go where the toucher is, if it went elsewhere. */
+static void follow(struct lr_near *near)
+{
+	int32_t processor = processor_of(near->toucher);
+
+	if (processor < 0 || processor >= CPU_SETSIZE) {
+		/* It ended, or /proc is not there. */
+		atomic_store_explicit(&near->is_over, true, memory_order_relaxed);
+		return;
+	}
+	if (near->strays > STRAYS_MAX)
+		atomic_store_explicit(&near->is_over, true, memory_order_relaxed);
+	if (processor != near->processor && bind_to(processor))
+		atomic_store_explicit(&near->processor, processor, memory_order_relaxed);
+	near->since = near->strays = 0;
+}
+
+/* Serve what there is, with the turn. Whoever waits for a page is waked after the turn was given
+ * back: he takes the processor at once, and keeps it for as long as he likes. */
+static bool serve_once(struct lr_pager *pager)
+{
+	struct lr_near *near = &pager->near;
+	struct lr_uffd *uffd = &pager->target->uffd;
+	uint64_t low, high;
+	bool is_more;
+
+	uffd->defers_wakes = true;
+	is_more = lr_pager_serve(pager);
+	uffd->defers_wakes = false;
+	low = uffd->wake_low;
+	high = uffd->wake_high;
+	uffd->wake_low = uffd->wake_high = 0;
+	if (near->since >= LOOK_EVERY || (near->is_late && near->since >= LOOK_LATE))
+		follow(near);
+	if (high > low)
+		atomic_fetch_add_explicit(&near->rounds, 1, memory_order_relaxed);
+	/* Release: partner of the acquire of who takes the turn next. */
+	atomic_store_explicit(&near->turn, LR_NEAR_WAITS, memory_order_release);
+	if (high > low)
+		lr_uffd_wake(uffd, low, high - low);
+	return is_more;
+}
+
+static bool take_turn(struct lr_near *near, uint32_t from, uint32_t to)
+{
+	return atomic_compare_exchange_strong_explicit(&near->turn, &from, to, memory_order_acq_rel,
+						       memory_order_relaxed);
+}
+
+static void *run(void *argument)
+{
+	struct lr_pager *pager = argument;
+	struct lr_near *near = &pager->near;
+	struct pollfd wait = {.fd = pager->target->uffd.fd, .events = POLLIN};
+	struct sched_param none = {0};
+
+	lr_pager_have_stack();
+	atomic_store(&near->id, (int32_t)syscall(SYS_gettid));
+	/* For good: going back takes a right that ordinary users do not have. */
+	if (sched_setscheduler(0, SCHED_IDLE, &none) < 0)
+		atomic_store(&near->is_unfit, true);
+	while (!atomic_load_explicit(&near->is_stopping, memory_order_relaxed)) {
+		bool is_first = true;
+
+		if (atomic_load_explicit(&near->turn, memory_order_relaxed) == LR_NEAR_AWAY) {
+			syscall(SYS_futex, &near->turn, FUTEX_WAIT_PRIVATE, LR_NEAR_AWAY, NULL,
+				NULL, 0);
+			continue;
+		}
+		while (take_turn(near, LR_NEAR_WAITS, LR_NEAR_SERVES)) {
+			bool is_more;
+
+			if (is_first)
+				follow(near);
+			is_first = false;
+			is_more = serve_once(pager);
+			poll(&wait, 1, is_more ? 1 : WAIT_MS);
+		}
+	}
+	return NULL;
+}
+
+void lr_near_start(struct lr_pager *pager)
+{
+	struct lr_near *near = &pager->near;
+	cpu_set_t allowed;
+
+	near->processor = -1;
+	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0 || CPU_COUNT(&allowed) < 2)
+		return;
+	near->is_running = lr_pager_create_thread(&near->thread, run, pager) == 0;
+	if (near->is_running)
+		pthread_setname_np(near->thread, "lazyrestore-nr");
+}
+
+void lr_near_stop(struct lr_near *near)
+{
+	if (!near->is_running)
+		return;
+	atomic_store_explicit(&near->is_stopping, true, memory_order_relaxed);
+	/* Past the look at `is_stopping` it may be about to wait: then `turn` is another. */
+	atomic_store_explicit(&near->turn, LR_NEAR_SERVES, memory_order_release);
+	syscall(SYS_futex, &near->turn, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+	pthread_join(near->thread, NULL);
+	near->is_running = false;
+}
+
+/* ---- Who looks after it ---- */
+
+/* It was put aside in the middle: have it run on any processor, and as others do, if that is
+ * allowed. */
+static void help(const struct lr_near *near, const cpu_set_t *all)
+{
+	struct sched_param none = {0};
+	pid_t id = atomic_load(&near->id);
+
+	sched_setaffinity(id, sizeof(*all), all);
+	sched_setscheduler(id, SCHED_OTHER, &none);
+}
+
+static void undo_help(struct lr_near *near)
+{
+	struct sched_param none = {0};
+
+	sched_setscheduler(atomic_load(&near->id), SCHED_IDLE, &none);
+	near->processor = -1;
+}
+
+static void take_back(struct lr_near *near, bool is_helped, const cpu_set_t *all)
+{
+	struct timespec pause = {.tv_nsec = 20000};
+
+	for (uint32_t tries = 0; !take_turn(near, LR_NEAR_WAITS, LR_NEAR_AWAY); tries++) {
+		if (tries == 20 && !is_helped) {
+			help(near, all);
+			is_helped = true;
+		}
+		nanosleep(&pause, NULL);
+	}
+	if (is_helped)
+		undo_help(near);
+	near->streak = near->strays = 0;
+}
+
+/* Faults wait, and not because they came just now. */
+static bool is_starved(struct lr_pager *pager, uint32_t rounds)
+{
+	struct pollfd look = {.fd = pager->target->uffd.fd, .events = POLLIN};
+	struct timespec pause = {.tv_nsec = 100000};
+
+	for (int i = 0; i < 2; i++) {
+		if (i > 0)
+			nanosleep(&pause, NULL);
+		if (poll(&look, 1, 0) <= 0
+		    || atomic_load_explicit(&pager->near.rounds, memory_order_relaxed) != rounds)
+			return false;
+	}
+	return true;
+}
+
+/* The thread that looks after it must not disturb there. */
+static void keep_away(int32_t processor, const cpu_set_t *all)
+{
+	cpu_set_t others = *all;
+
+	if (processor >= 0)
+		CPU_CLR((size_t)processor, &others);
+	if (CPU_COUNT(&others) > 0)
+		sched_setaffinity(0, sizeof(others), &others);
+}
+
+void lr_near_lend(struct lr_pager *pager)
+{
+	struct lr_near *near = &pager->near;
+	struct pollfd bell = {.fd = pager->event_fd, .events = POLLIN};
+	uint32_t begun = atomic_load_explicit(&near->rounds, memory_order_relaxed), last = begun;
+	uint32_t still = 0;
+	int32_t kept_from = -1, processor;
+	bool is_helped = false, starves = false;
+	cpu_set_t all;
+
+	sched_getaffinity(0, sizeof(all), &all);
+	atomic_store_explicit(&near->is_over, false, memory_order_relaxed);
+	/* Release: partner of the acquire in take_turn. */
+	atomic_store_explicit(&near->turn, LR_NEAR_WAITS, memory_order_release);
+	syscall(SYS_futex, &near->turn, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	while (poll(&bell, 1, LOOK_AFTER_MS) == 0 && !lr_pager_has_jobs(pager)
+	       && !atomic_load_explicit(&near->is_over, memory_order_relaxed)) {
+		uint32_t rounds = atomic_load_explicit(&near->rounds, memory_order_relaxed);
+
+		processor = atomic_load_explicit(&near->processor, memory_order_relaxed);
+		if (processor != kept_from)
+			keep_away(processor, &all);
+		kept_from = processor;
+		still = rounds == last ? still + 1 : 0;
+		last = rounds;
+		if (still == 0)
+			continue;
+		if (atomic_load_explicit(&near->turn, memory_order_relaxed) == LR_NEAR_SERVES) {
+			/* Reading a slow disk, or it does not get the processor. */
+			if (still > 1 && !is_helped)
+				help(near, &all);
+			is_helped |= still > 1;
+			continue;
+		}
+		starves = is_starved(pager, rounds);
+		if (starves || still >= QUIET_ROUNDS)
+			break;
+	}
+	take_back(near, is_helped, &all);
+	sched_setaffinity(0, sizeof(all), &all);
+	if (starves || is_helped)
+		ban(near, last - begun);
+}
