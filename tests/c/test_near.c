@@ -1,0 +1,234 @@
+/* The thread that serves on the toucher's processor: that it gets the turn, and that nobody waits
+ * for it where it cannot work. */
+#include "check.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include "image_builder.h"
+#include "session.h"
+
+#define PAGES 6000u
+
+struct setting {
+	struct image image;
+	lr_image *opened;
+	lr_session *session;
+	const uint8_t *memory;
+	uint32_t next; /* page that was not touched yet */
+};
+
+static unsigned processors(void)
+{
+	cpu_set_t allowed;
+
+	CHECK_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+	return (unsigned)CPU_COUNT(&allowed);
+}
+
+static void set_up(struct setting *set)
+{
+	struct lr_session_options options = {.privilege = LR_PRIVILEGE_AUTO};
+	struct lr_problem problem;
+	void *memory;
+	int code;
+
+	if (processors() < 2)
+		SKIP("one processor: there is nothing to be near to");
+	memset(set, 0, sizeof(*set));
+	image_make(&set->image, 4096, 4096, 4096ull * PAGES, "ddz");
+	CHECK_EQ(lr_image_open(set->image.path, &set->opened, NULL), LR_OK);
+	code = lr_session_open(set->opened, &options, &set->session, &problem);
+	if (code == LR_ERR_PERMISSION || code == LR_ERR_UNSUPPORTED)
+		SKIP("no userfaultfd here: %s", strerror(problem.os_error));
+	CHECK_EQ(code, LR_OK);
+	CHECK_EQ(lr_session_map(set->session, 0, &memory, NULL), LR_OK);
+	set->memory = memory;
+}
+
+static void tear_down(struct setting *set)
+{
+	lr_session_close(set->session);
+	lr_image_close(set->opened);
+	image_fini(&set->image);
+}
+
+static uint32_t rounds(const struct setting *set)
+{
+	return atomic_load(&set->session->pager.near.rounds);
+}
+
+static bool is_unfit(const struct setting *set)
+{
+	return atomic_load(&set->session->pager.near.is_unfit);
+}
+
+static void touch(struct setting *set, uint32_t count)
+{
+	for (uint32_t i = 0; i < count && set->next < PAGES; i++, set->next++)
+		CHECK_MEM(set->memory + 4096ull * set->next,
+			  set->image.regions[0].bytes + 4096ull * set->next, 4096);
+}
+
+/* Touch until it serves. */
+static void have_it_serve(struct setting *set)
+{
+	uint32_t before = rounds(set);
+
+	while (rounds(set) == before && set->next < PAGES / 2)
+		touch(set, 10);
+	if (rounds(set) == before && is_unfit(set))
+		SKIP("this thread may not choose its scheduling class");
+	CHECK(rounds(set) > before);
+}
+
+static void serves_who_faults_again_and_again(void)
+{
+	struct setting set;
+	struct lr_session_stats stats;
+
+	set_up(&set);
+	touch(&set, 4);
+	CHECK_EQ(rounds(&set), 0);
+	have_it_serve(&set);
+	touch(&set, 500);
+	lr_session_get_stats(set.session, &stats);
+	CHECK_EQ(stats.faults, set.next);
+	CHECK_EQ(stats.pages_copied + stats.pages_zeroed, set.next);
+	tear_down(&set);
+}
+
+static void gives_the_turn_back_when_nobody_faults(void)
+{
+	struct setting set;
+	struct lr_near *near;
+
+	set_up(&set);
+	have_it_serve(&set);
+	near = &set.session->pager.near;
+	while (atomic_load(&near->turn) != LR_NEAR_AWAY)
+		usleep(1000);
+	/* And takes it again. */
+	have_it_serve(&set);
+	tear_down(&set);
+}
+
+static void gives_way_to_loads_ahead(void)
+{
+	struct setting set;
+	uint64_t done;
+
+	set_up(&set);
+	have_it_serve(&set);
+	CHECK_EQ(lr_session_populate(set.session, 0, 4096ull * set.next,
+				     4096ull * (PAGES - set.next), -1, &done, NULL),
+		 LR_OK);
+	touch(&set, PAGES);
+	tear_down(&set);
+}
+
+static void closes_while_it_has_the_turn(void)
+{
+	for (int i = 0; i < 20; i++) {
+		struct setting set;
+
+		set_up(&set);
+		have_it_serve(&set);
+		tear_down(&set);
+	}
+}
+
+static void children_go_on_alone(void)
+{
+	struct setting set;
+	int status;
+
+	set_up(&set);
+	for (int i = 0; i < 10; i++) {
+		pid_t child;
+
+		have_it_serve(&set);
+		child = fork();
+		CHECK(child >= 0);
+		if (child == 0) {
+			touch(&set, 300);
+			_exit(0);
+		}
+		touch(&set, 20);
+		CHECK_EQ(waitpid(child, &status, 0), child);
+		CHECK_EQ(status, 0);
+	}
+	tear_down(&set);
+}
+
+static _Atomic bool is_over;
+
+static void *hog(void *argument)
+{
+	(void)argument;
+	while (!atomic_load_explicit(&is_over, memory_order_relaxed))
+		continue;
+	return NULL;
+}
+
+/* On processors that others want it gets next to nothing: most of the touches must not wait for it.
+ */
+static void is_relieved_where_it_gets_no_time(void)
+{
+	unsigned count = 3 * processors();
+	pthread_t *hogs = calloc(count, sizeof(*hogs));
+	struct setting set;
+	uint32_t before;
+
+	CHECK(hogs);
+	set_up(&set);
+	have_it_serve(&set);
+	for (unsigned i = 0; i < count; i++)
+		CHECK_EQ(pthread_create(&hogs[i], NULL, hog, NULL), 0);
+	before = rounds(&set);
+	touch(&set, 200);
+	CHECK(rounds(&set) - before < 150);
+	atomic_store(&is_over, true);
+	for (unsigned i = 0; i < count; i++)
+		pthread_join(hogs[i], NULL);
+	tear_down(&set);
+	free(hogs);
+}
+
+static void *touch_part(void *argument)
+{
+	struct setting *part = argument;
+
+	touch(part, 200);
+	return NULL;
+}
+
+static void serves_others_too(void)
+{
+	struct setting set, parts[8];
+	pthread_t threads[8];
+
+	set_up(&set);
+	have_it_serve(&set);
+	/* Two threads each for the same pages. */
+	for (uint32_t i = 0; i < 8; i++) {
+		parts[i] = set;
+		parts[i].next = PAGES / 2 + i / 2 * 200;
+		CHECK_EQ(pthread_create(&threads[i], NULL, touch_part, &parts[i]), 0);
+	}
+	touch(&set, 1000);
+	for (uint32_t i = 0; i < 8; i++)
+		pthread_join(threads[i], NULL);
+	tear_down(&set);
+}
+
+static const struct check_case cases[] = {
+	CHECK_CASE(serves_who_faults_again_and_again),
+	CHECK_CASE(gives_the_turn_back_when_nobody_faults),
+	CHECK_CASE(gives_way_to_loads_ahead),
+	CHECK_CASE_LIMIT(closes_while_it_has_the_turn, 60),
+	CHECK_CASE_LIMIT(children_go_on_alone, 60),
+	CHECK_CASE_LIMIT(is_relieved_where_it_gets_no_time, 60),
+	CHECK_CASE(serves_others_too),
+};
+CHECK_MAIN(cases)
