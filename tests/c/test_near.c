@@ -143,6 +143,8 @@ static void children_go_on_alone(void)
 	struct setting set;
 	int status;
 
+	if (CHECK_SANITIZER_FACTOR != 1)
+		SKIP("a sanitizer allows no new thread in a child of many threads");
 	set_up(&set);
 	for (int i = 0; i < 10; i++) {
 		pid_t child;
