@@ -216,10 +216,17 @@ enum lr_on_error {
 	LR_ON_ERROR_ABORT = 1, /* a message on stderr, and abort() */
 };
 
+enum lr_granularity {
+	LR_GRANULARITY_CLUSTER = 0, /* a touch brings all of its cluster: fewest faults */
+	LR_GRANULARITY_PAGE = 1,    /* only the page: least memory; each decodes the cluster again,
+				     * unless it was the last */
+};
+
 struct lr_session_options {
 	uint32_t privilege;     /* enum lr_privilege */
 	uint32_t trace_records; /* room for the trace, a power of two; 0: no trace */
 	uint32_t on_error;      /* enum lr_on_error */
+	uint32_t granularity;   /* enum lr_granularity */
 	uint32_t reserved;
 };
 
@@ -310,7 +317,8 @@ int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, u
 			int64_t timeout_ns, uint64_t *ret_done, struct lr_problem *ret_problem);
 
 struct lr_fill_options {
-	const uint64_t *first; /* clusters to load before all else, in this order, or NULL; copied */
+	const uint64_t
+		*first; /* clusters to load before all else, in this order, or NULL; copied */
 	uint64_t first_count;
 	uint32_t first_only; /* nonzero: nothing else afterwards */
 	uint32_t threads;    /* 0: one a processor that this process may use */

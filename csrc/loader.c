@@ -331,7 +331,8 @@ static int install_around(struct lr_loader *loader, const struct lr_hands *hands
 	outcome->touched_ns = lr_clock_ns();
 	/* A zero page does not bring its cluster's data: that is decoded when it is touched itself.
 	 */
-	if (code < 0 || (!touched->is_data && decoded.info->data_pages > 0))
+	if (code < 0 || (!touched->is_data && decoded.info->data_pages > 0)
+	    || loader->target->granularity == LR_GRANULARITY_PAGE)
 		return code;
 	for (uint64_t offset = 0; offset < bytes && code == LR_OK;) {
 		struct lr_run run = lr_layout_run(&decoded, offset, bytes);
@@ -359,6 +360,11 @@ static int bring(struct lr_loader *loader, struct lr_hands *hands, struct lr_ran
 
 	if (is_found) {
 		touched = lr_layout_run(&decoded, offset - cluster_begin, bytes);
+		/* Zeros take no memory: they come by the run in any case. */
+		if (touched.is_data && loader->target->granularity == LR_GRANULARITY_PAGE) {
+			touched.begin = offset - cluster_begin;
+			touched.end = touched.begin + loader->target->host_page;
+		}
 		outcome->action = touched.is_data ? LR_ACTION_COPY : LR_ACTION_ZEROPAGE;
 		if (touched.is_data)
 			code = decode(hands, &problem);

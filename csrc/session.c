@@ -27,7 +27,10 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	lr_session *session;
 	int code;
 
-	if (!image || !ret_session || (options && options->on_error > LR_ON_ERROR_ABORT))
+	if (!image || !ret_session
+	    || (options
+		&& (options->on_error > LR_ON_ERROR_ABORT
+		    || options->granularity > LR_GRANULARITY_PAGE)))
 		return lr_problem_set(ret_problem, LR_ERR_ARGUMENT, 0, LR_NOWHERE, LR_NOWHERE);
 	if (!options)
 		options = &defaults;
@@ -44,6 +47,7 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	}
 	session->target.on_error = options->on_error;
+	session->target.granularity = options->granularity;
 	/* A child must not get a copy of a userfaultfd that it does not know of. */
 	lr_fork_block();
 	code = lr_uffd_open(&session->target.uffd, options->privilege, WANTED_FEATURES,

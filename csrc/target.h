@@ -62,9 +62,10 @@ struct lr_pieces {
 struct lr_target {
 	const struct lr_image *image;
 	struct lr_uffd uffd;
-	uint32_t host_page;  /* bytes */
-	uint32_t pieces_max; /* room in each table */
-	uint32_t on_error;   /* enum lr_on_error */
+	uint32_t host_page;   /* bytes */
+	uint32_t pieces_max;  /* room in each table */
+	uint32_t on_error;    /* enum lr_on_error */
+	uint32_t granularity; /* enum lr_granularity */
 	struct lr_pageset clusters;
 	/* Odd while the pager reads messages and does what they say: lr_target_sync. */
 	_Atomic uint32_t reading;

@@ -91,6 +91,36 @@ static void counts_what_it_does(void)
 	tear_down(&set);
 }
 
+/* By the page: no more memory than was touched, and the neighbours are as good. */
+static void brings_single_pages(void)
+{
+	struct lr_session_options options = {
+		.privilege = LR_PRIVILEGE_AUTO,
+		.granularity = LR_GRANULARITY_PAGE,
+	};
+	struct lr_session_stats stats;
+	struct setting set = {0};
+	uint8_t *memory;
+	uint64_t done;
+
+	image_make(&set.image, 4096, 65536, 4096 * 100 - 10, "dzzd");
+	set_up(&set, &options);
+	memory = map(&set, 0);
+	for (uint32_t page = 0; page < 100; page += 4)
+		CHECK_EQ(memory[page * 4096], set.image.regions[0].bytes[page * 4096]);
+	lr_session_get_stats(set.session, &stats);
+	CHECK_EQ(stats.pages_copied, 25);
+	CHECK_EQ(stats.pages_zeroed, 0);
+	/* The cluster that was decoded last is not decoded for each of its pages. */
+	CHECK_EQ(stats.clusters_decoded, 7);
+	CHECK_EQ(lr_session_populate(set.session, 0, 0, 8192, -1, &done, NULL), LR_OK);
+	CHECK_MEM(memory, set.image.regions[0].bytes, 4096 * 100 - 10);
+	lr_session_get_stats(set.session, &stats);
+	CHECK_EQ(stats.pages_copied, 50);
+	CHECK_EQ(stats.pages_zeroed, 50);
+	tear_down(&set);
+}
+
 #define THREADS 8
 
 struct toucher {
@@ -523,6 +553,7 @@ static void a_detached_region_cannot_be_touched(void)
 
 static const struct check_case cases[] = {
 	CHECK_CASE(counts_what_it_does),
+	CHECK_CASE(brings_single_pages),
 	CHECK_CASE(serves_many_threads_at_once),
 	CHECK_CASE(populates),
 	CHECK_CASE(attaches_once_and_where_it_can),
