@@ -227,7 +227,7 @@ struct lr_session_options {
 	uint32_t trace_records; /* room for the trace, a power of two; 0: no trace */
 	uint32_t on_error;      /* enum lr_on_error */
 	uint32_t granularity;   /* enum lr_granularity */
-	uint32_t reserved;
+	uint32_t record;        /* nonzero: note which clusters are touched */
 };
 
 #define LR_HISTOGRAM_BUCKETS 320
@@ -276,6 +276,12 @@ enum lr_fill_state {
 	LR_FILL_STOPPED = 3,  /* short of the memory's limit: the rest comes when touched */
 };
 
+/* A cluster that was touched. */
+struct lr_touched {
+	uint64_t cluster; /* UINT64_MAX: not known (in a child, of the moment of the fork) */
+	uint64_t time_ns; /* of its first touch, since the session was opened */
+};
+
 enum lr_action {
 	LR_ACTION_COPY = 1,
 	LR_ACTION_ZEROPAGE = 2,
@@ -317,8 +323,8 @@ int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, u
 			int64_t timeout_ns, uint64_t *ret_done, struct lr_problem *ret_problem);
 
 struct lr_fill_options {
-	const uint64_t
-		*first; /* clusters to load before all else, in this order, or NULL; copied */
+	/* Clusters to load before all else, in this order, or NULL; copied. */
+	const uint64_t *first;
 	uint64_t first_count;
 	uint32_t first_only; /* nonzero: nothing else afterwards */
 	uint32_t threads;    /* 0: one a processor that this process may use */
@@ -338,6 +344,11 @@ void lr_session_get_stats(lr_session *session, struct lr_session_stats *ret_stat
 /* Copy errors from number `first` on; returns how many were copied. The first 1024 are kept. */
 uint32_t lr_session_get_errors(lr_session *session, uint64_t first,
 			       struct lr_load_error *ret_errors, uint32_t room);
+/* Copy the clusters that were touched, in order of their first touch, from number `first` on;
+ * returns how many were copied. Only touches that had to be waited for: what was loaded ahead is
+ * not among them. At most 2^24 are kept; none unless options.record said so. */
+uint64_t lr_session_get_touched(lr_session *session, uint64_t first, struct lr_touched *ret_touched,
+				uint64_t room);
 /* Take trace records, oldest first; waits up to timeout_ns for one. Returns how many. One reader at
  * a time. */
 uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_records,

@@ -358,6 +358,8 @@ static int bring(struct lr_loader *loader, struct lr_hands *hands, struct lr_ran
 	bool is_found = code == LR_OK;
 	struct lr_run touched;
 
+	if (loader->target->record)
+		lr_record_note(loader->target->record, cluster);
 	if (is_found) {
 		touched = lr_layout_run(&decoded, offset - cluster_begin, bytes);
 		/* Zeros take no memory: they come by the run in any case. */

@@ -17,7 +17,19 @@
 static void close_target(lr_session *session)
 {
 	lr_witness_close(&session->target);
+	lr_record_close(&session->record);
 	lr_target_close(&session->target);
+}
+
+static int start_record(lr_session *session)
+{
+	int code = lr_record_open(&session->record, session->image->info.cluster_count);
+
+	if (code < 0)
+		lr_target_close(&session->target);
+	else
+		session->target.record = &session->record;
+	return code;
 }
 
 int lr_session_open(const lr_image *image, const struct lr_session_options *options,
@@ -42,6 +54,8 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	session->trace_records = options->trace_records;
 	pthread_mutex_init(&session->feeds_lock, NULL);
 	code = lr_target_open(&session->target, image, 0);
+	if (code == LR_OK && options->record)
+		code = start_record(session);
 	if (code < 0) {
 		free(session);
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
@@ -344,6 +358,15 @@ uint32_t lr_session_get_errors(lr_session *session, uint64_t first,
 		ret_errors[count] = error;
 	}
 	return count;
+}
+
+uint64_t lr_session_get_touched(lr_session *session, uint64_t first, struct lr_touched *ret_touched,
+				uint64_t room)
+{
+	if (session->pid != getpid())
+		return 0;
+	/* Nothing is locked meanwhile: the caller's memory may be lazy. */
+	return lr_record_get(&session->record, first, ret_touched, room);
 }
 
 uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_records,

@@ -14,6 +14,7 @@ struct lr_session {
 	struct lr_target target;
 	struct lr_pager pager;
 	struct lr_fill fill;
+	struct lr_record record;
 	pthread_mutex_t feeds_lock;
 	struct lr_feed *feeds; /* for populate: one a caller at a time, kept for the next */
 	uint32_t trace_records;

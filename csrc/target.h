@@ -17,6 +17,7 @@
 
 #include "image.h"
 #include "pageset.h"
+#include "record.h"
 #include "uffd.h"
 
 enum lr_range_state {
@@ -67,6 +68,7 @@ struct lr_target {
 	uint32_t on_error;    /* enum lr_on_error */
 	uint32_t granularity; /* enum lr_granularity */
 	struct lr_pageset clusters;
+	struct lr_record *record; /* of what is touched; NULL: none */
 	/* Odd while the pager reads messages and does what they say: lr_target_sync. */
 	_Atomic uint32_t reading;
 	/* A fork() is under way: the pager puts off reading, for a while (pager.c). */
