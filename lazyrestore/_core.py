@@ -5,13 +5,15 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from ._native import CData, check, ffi, lib, new_problem, strerror
+from ._native import NOTHING, CData, check, ffi, lib, new_problem, strerror
 from ._open import Image, raise_for_cluster
 from .errors import RestoreError
 from .reports import LoadError, TraceRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from ._workingset import WorkingSet
 
 PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
 ON_ERROR = {"fence": 0, "abort": 1}
@@ -21,6 +23,7 @@ _FENCES = {0: "", 1: "SIGBUS", 2: "SIGSEGV"}
 
 # Between two looks at the deadline, and at Ctrl-C, while a range is loaded.
 _SLICE_NS = 50_000_000
+_TOUCHED_AT_ONCE = 4096
 
 
 class Core:
@@ -33,12 +36,19 @@ class Core:
     _handle: CData = ffi.NULL
 
     def __init__(
-        self, image: Image, *, privilege: str, trace_records: int, on_error: str = "fence"
+        self,
+        image: Image,
+        *,
+        privilege: str,
+        trace_records: int,
+        on_error: str = "fence",
+        record: bool = False,
     ) -> None:
         options = ffi.new("struct lr_session_options *")
         options.privilege = PRIVILEGES[privilege]
         options.trace_records = trace_records
         options.on_error = ON_ERROR[on_error]
+        options.record = record
         found = ffi.new("lr_session **")
         problem = new_problem()
         self.image = image
@@ -97,9 +107,14 @@ class Core:
         if code < 0:
             raise_for_cluster(self.image, number, code, problem, RestoreError)
 
-    def fill(self) -> None:
-        """Start to load everything in the background."""
-        code = lib.lr_session_fill(self._handle, ffi.NULL)
+    def fill(self, first: WorkingSet | None = None) -> None:
+        """Start to load everything in the background, the clusters of a working set first."""
+        options = ffi.NULL
+        if first is not None and len(first):
+            clusters = ffi.from_buffer("uint64_t[]", first.clusters)
+            options = ffi.new("struct lr_fill_options *")
+            options.first, options.first_count = clusters, len(first)
+        code = lib.lr_session_fill(self._handle, options)
         check(code, what=f"cannot fill from {self.image.path}")
 
     def wait(self, timeout: float | None) -> bool:
@@ -107,10 +122,17 @@ class Core:
 
         Raises ValueError where there is none. Yields to Ctrl-C between slices.
         """
+        return self._wait(lib.lr_session_wait, timeout)
+
+    def wait_first(self, timeout: float | None) -> bool:
+        """The same, for the working set that the fill begins with."""
+        return self._wait(lib.lr_session_wait_first, timeout)
+
+    def _wait(self, wait_for: Callable[[CData, int], int], timeout: float | None) -> bool:
         left_ns = None if timeout is None else max(0, int(timeout * 1e9))
         while True:
             slice_ns = _SLICE_NS if left_ns is None else min(left_ns, _SLICE_NS)
-            code = lib.lr_session_wait(self._handle, slice_ns)
+            code = wait_for(self._handle, slice_ns)
             if code != lib.LR_ERR_TIMEOUT:
                 break
             if left_ns is not None:
@@ -129,6 +151,18 @@ class Core:
         stats = ffi.new("struct lr_session_stats *")
         lib.lr_session_get_stats(self._handle, stats)
         return stats
+
+    def touched(self) -> tuple[array[int], array[int]]:
+        """Clusters in the order of their first touch, and when that was, in us since the open."""
+        clusters, times_us = array("Q"), array("Q")
+        room = ffi.new("struct lr_touched[]", _TOUCHED_AT_ONCE)
+        first = 0
+        while count := lib.lr_session_get_touched(self._handle, first, room, _TOUCHED_AT_ONCE):
+            first += count
+            known = [one for one in room[0:count] if one.cluster != NOTHING]
+            clusters.extend(one.cluster for one in known)
+            times_us.extend(one.time_ns // 1000 for one in known)
+        return clusters, times_us
 
     def errors(self) -> list[LoadError]:
         """What could not be loaded, oldest first."""

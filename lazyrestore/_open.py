@@ -117,6 +117,11 @@ class Image:
         return int(self._raw.cluster_size)
 
     @property
+    def cluster_count(self) -> int:
+        """Clusters in all regions."""
+        return int(self._raw.cluster_count)
+
+    @property
     def file_bytes(self) -> int:
         """Length of the image itself."""
         return int(self._raw.file_bytes)

@@ -6,15 +6,22 @@ import mmap
 import os
 import warnings
 from array import array
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ._core import ON_ERROR, PRIVILEGES, Core
 from ._open import Image
-from .errors import KernelError
+from .errors import KernelError, WorkingSetError
 from .region import PlacedRegion, Region, placed_region
 from .session import Session
 
+if TYPE_CHECKING:
+    from ._recording import Recording
+    from ._workingset import WorkingSet
+
+    WorkingSetChoice = str | os.PathLike[str] | WorkingSet | bool | None
+
 _PREFETCH = ("none", "auto", "all")
+_REPLAY = ("beside", "before")
 _TRACE_MAX = 1 << 24
 
 
@@ -28,6 +35,9 @@ def restore(
     at_original_address: bool = False,
     threads: int | None = None,
     trace: int = 0,
+    record: str | os.PathLike[str] | None = None,
+    working_set: WorkingSetChoice = None,
+    replay: str = "beside",
 ) -> Session:
     """Restore an image's regions into this process.
 
@@ -36,10 +46,10 @@ def restore(
         lazy: True: map the regions empty and load each page when it is first touched, or raise.
             False: decode everything now, on all cores. "auto": lazily where the kernel allows it,
             else now, with one RuntimeWarning that says what to change.
-        prefetch: what to load ahead of touches: "none"; "auto": the recorded working set, where
-            there is one (none can be recorded yet, so this too is on demand only); "all":
-            everything, in the background, at the lowest priority, as far as memory limits allow
-            (`Session.wait`). `populate` of a region loads any range at any time.
+        prefetch: what to load ahead of touches: "none"; "auto": where there is a working set, that
+            one and then the rest, in the background, at the lowest priority, as far as memory
+            limits allow (`Session.wait`), and nothing where there is none; "all": everything, the
+            working set first. `populate` of a region loads any range at any time.
         privilege: "full": faults of system calls on a region are served too. "user-mode-only":
             needs no right on any kernel since 5.11, but system calls on missing pages fail with
             EFAULT or stop short, unless they were populated. "auto": full, else user-mode-only.
@@ -51,6 +61,15 @@ def restore(
             regions; nothing is ever replaced.
         threads: decode on so many threads where everything is decoded now; None: one a core.
         trace: keep up to so many faults for `Session.read_trace` (rounded up to a power of two).
+        record: write which clusters are touched to this file, as a working set: when the session
+            ends, or when `Session.save_working_set` is called. Nothing is loaded ahead then, for
+            what is there already is not seen to be touched. Nothing is written where the image was
+            restored eagerly.
+        working_set: what to load first: a file, a WorkingSet, None (or "auto"): the file beside
+            the image with `.ws` appended, if it is there; False: none. One that is found there and
+            cannot be used gives a RuntimeWarning.
+        replay: "beside": the working set is loaded while the program runs; "before": `restore`
+            returns when it is loaded.
 
     Returns:
         A Session: a mapping from names to regions, in dump order, and a context manager.
@@ -58,6 +77,7 @@ def restore(
     Raises:
         OSError: the image is not there or cannot be read.
         ImageError: it is damaged, cut short, or not an image.
+        WorkingSetError: `working_set` is damaged, or another image's.
         ClusterError: with lazy=False, a cluster is damaged.
         KernelError: userfaultfd is not allowed or lacks something (lazy=True), or an original
             address is taken.
@@ -75,6 +95,8 @@ def restore(
         raise ValueError(f"on_error is {on_error!r}: it can be {', '.join(map(repr, ON_ERROR))}")
     if not 0 <= trace <= _TRACE_MAX:
         raise ValueError(f"trace is {trace}: it can be from 0 to {_TRACE_MAX}")
+    if replay not in _REPLAY:
+        raise ValueError(f"replay is {replay!r}: it can be {', '.join(map(repr, _REPLAY))}")
     return map_image(
         Image(path),
         lazy=lazy,
@@ -84,6 +106,9 @@ def restore(
         at_original_address=at_original_address,
         threads=threads,
         trace=trace,
+        record=record,
+        working_set=working_set,
+        replay=replay,
     )
 
 
@@ -97,14 +122,23 @@ def map_image(
     at_original_address: bool = False,
     threads: int | None = None,
     trace: int = 0,
+    record: str | os.PathLike[str] | None = None,
+    working_set: WorkingSetChoice = None,
+    replay: str = "beside",
     only: str | None = None,
 ) -> Session:
     """The second half of `restore`, with the same arguments. The session takes the image over.
 
     With `only`, the one region of that name is restored, and not all.
     """
+    _check_choice(record, lazy, prefetch, working_set)
+    if record is not None:
+        from ._recording import check_target
+
+        check_target(record)
+    chosen = _choose_working_set(image, lazy, prefetch, record, working_set)
     wanted = range(len(image.regions)) if only is None else (image.number(only),)
-    core = _open_core(image, lazy, privilege, trace, on_error)
+    core = _open_core(image, lazy, privilege, trace, on_error, record is not None)
     waited = array("I")
     regions: dict[str, Region | PlacedRegion] = {}
     for number in wanted:
@@ -123,23 +157,94 @@ def map_image(
 
         buffers = {image.number(name): region for name, region in regions.items()}
         decode_regions(image, buffers, threads=threads)
+        chosen = None
+    elif chosen is not None:
+        core.fill(chosen)
+        if replay == "before":
+            core.wait_first(None)
     elif prefetch == "all":
         core.fill()
-    return Session(image, core, regions, waited)
+    return Session(image, core, regions, waited, _begin_recording(core, record), chosen)
+
+
+def _check_choice(
+    record: object, lazy: bool | str, prefetch: str, working_set: WorkingSetChoice
+) -> None:
+    if record is None:
+        if prefetch == "none" and not _is_automatic(working_set) and working_set is not False:
+            raise ValueError(
+                "prefetch is 'none', and so no working set is loaded: leave out one of the two"
+            )
+        return
+    if not lazy:
+        raise ValueError("record needs a lazy restore: leave out lazy=False")
+    if prefetch == "all" or (not _is_automatic(working_set) and working_set is not False):
+        raise ValueError(
+            "record cannot see touches of what was loaded ahead: leave out prefetch and working_set"
+        )
+
+
+def _is_automatic(working_set: WorkingSetChoice) -> bool:
+    return working_set is None or (isinstance(working_set, str) and working_set == "auto")
+
+
+def _choose_working_set(
+    image: Image,
+    lazy: bool | str,
+    prefetch: str,
+    record: object,
+    working_set: WorkingSetChoice,
+) -> WorkingSet | None:
+    if working_set is False or record is not None:
+        return None
+    if not _is_automatic(working_set):
+        from ._workingset import WorkingSet
+
+        if isinstance(working_set, WorkingSet):
+            return working_set.check(image)
+        if not isinstance(working_set, (str, os.PathLike)):
+            raise ValueError(f"working_set is {working_set!r}: it can be a file or a WorkingSet")
+        return WorkingSet.load(working_set).check(image)
+    # Looked for before what would read it is imported: that takes longer than a restore.
+    if not lazy or prefetch == "none" or not os.path.lexists(os.fsdecode(image.path) + ".ws"):
+        return None
+    from ._workingset import load_beside
+
+    try:
+        return load_beside(image)
+    except (OSError, WorkingSetError) as error:
+        warnings.warn(f"{error}. Restored without it", RuntimeWarning, stacklevel=4)
+        return None
+
+
+def _begin_recording(core: Core | None, record: str | os.PathLike[str] | None) -> Recording | None:
+    if core is None or record is None:
+        return None
+    from ._recording import Recording
+
+    return Recording(core, record)
 
 
 def _open_core(
-    image: Image, lazy: bool | str, privilege: str, trace: int, on_error: str
+    image: Image, lazy: bool | str, privilege: str, trace: int, on_error: str, record: bool
 ) -> Core | None:
     if not lazy:
         return None
     trace_records = 1 << (trace - 1).bit_length() if trace > 0 else 0
     try:
-        return Core(image, privilege=privilege, trace_records=trace_records, on_error=on_error)
+        return Core(
+            image,
+            privilege=privilege,
+            trace_records=trace_records,
+            on_error=on_error,
+            record=record,
+        )
     except KernelError as error:
         if lazy != "auto":
             raise
         message = f"{error}. Restored eagerly instead: all pages were decoded at once"
+        if record:
+            message += ", and no working set is recorded"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
         return None
 

@@ -4,6 +4,7 @@
     ├── ImageError                   3   the image is damaged, cut short, or not one
     │   └── ClusterError             3   one cluster of it cannot be decoded
     │       └── RestoreError         3   ... and was wanted by a session
+    ├── WorkingSetError              3   a working set is damaged, not one, or another image's
     ├── KernelError                  4   the kernel or a permission says no
     ├── RemoteError                  5   the other side of a socket failed
     ├── ProcessError                 1   the process to dump is not there, ended, or cannot be read
@@ -55,6 +56,12 @@ class ClusterError(ImageError):
 
 class RestoreError(ClusterError):
     """A session wanted a cluster that cannot be loaded."""
+
+
+class WorkingSetError(LazyRestoreError):
+    """A working set is damaged, of a newer version, not one at all, or belongs to another image."""
+
+    exit_code = 3
 
 
 class KernelError(LazyRestoreError):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
+import weakref
 from array import array
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from . import _latency
 from ._core import FILL_STATES, Core
@@ -15,6 +17,10 @@ from ._open import Image
 from .errors import RegionNotFound
 from .region import PlacedRegion, Region
 from .reports import LoadError, SessionStats, TraceRecord
+
+if TYPE_CHECKING:
+    from ._recording import Recording
+    from ._workingset import WorkingSet
 
 # Between two looks at whether the session was closed, and at Ctrl-C.
 _TRACE_SLICE_S = 0.1
@@ -29,6 +35,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
     Attributes:
         lazy: True if pages come when touched, False if all were decoded at once.
         path: the image.
+        working_set: what is loaded first, in the background; None: nothing.
     """
 
     def __init__(
@@ -37,6 +44,8 @@ class Session(Mapping[str, Region | PlacedRegion]):
         core: Core | None,
         regions: Mapping[str, Region | PlacedRegion],
         waited: array[int],
+        recording: Recording | None = None,
+        working_set: WorkingSet | None = None,
     ) -> None:
         self.path = image.path
         self.lazy = core is not None
@@ -45,6 +54,10 @@ class Session(Mapping[str, Region | PlacedRegion]):
         self._regions = dict(regions)
         self._waited = waited
         self._is_closed = False
+        self.working_set = working_set
+        self._recording = recording
+        # Also where nobody closes it, and at the interpreter's end.
+        self._end_recording = weakref.finalize(self, recording.finish) if recording else None
 
     def __getitem__(self, name: str) -> Region | PlacedRegion:
         if self._is_closed:
@@ -123,6 +136,42 @@ class Session(Mapping[str, Region | PlacedRegion]):
         """
         return True if self._core is None else self._core.wait(timeout)
 
+    def wait_working_set(self, timeout: float | None = None) -> bool:
+        """Wait until the working set is loaded.
+
+        Args:
+            timeout: seconds; None: no limit.
+
+        Returns:
+            True when all of it is there that could be loaded; False on timeout, and at once where
+            the fill stopped short of a memory limit.
+
+        Raises:
+            ValueError: there is none (`working_set` is None), or this is a forked child.
+        """
+        if self._core is None or self.working_set is None:
+            raise ValueError(f"no working set is replayed for {self.path}: `working_set` is None")
+        return self._core.wait_first(timeout)
+
+    def save_working_set(self, path: str | os.PathLike[str] | None = None) -> WorkingSet:
+        """Write which clusters were touched so far; needs `restore(..., record=PATH)`.
+
+        What is written to PATH itself in this way stays, and is not written again when the session
+        ends: call it when what shall be quick the next time is done.
+
+        Args:
+            path: a file; None: the PATH that `restore` was given. A forked child, which goes on in
+                a copy of the record, has to give one.
+
+        Raises:
+            ValueError: nothing is recorded, the session is closed, or a child gave no path.
+            OSError: the file cannot be written.
+        """
+        if self._recording is None:
+            state = "is closed" if self._is_closed else "records nothing: restore it with record="
+            raise ValueError(f"the session of {self.path} {state}")
+        return self._recording.save(path)
+
     def read_trace(self, timeout: float | None = 0) -> list[TraceRecord]:
         """Faults served since the last call; needs `restore(..., trace=N)`.
 
@@ -145,7 +194,8 @@ class Session(Mapping[str, Region | PlacedRegion]):
         return int(self._core.stats().trace_lost) if self._core is not None else 0
 
     def close(self) -> None:
-        """Unmap all regions and end the pager.
+        """Unmap all regions and end the pager. What was recorded is written, or a RuntimeWarning
+        says why not.
 
         Raises:
             BufferError: a region has views; nothing is changed. (Regions at their original address
@@ -167,6 +217,9 @@ class Session(Mapping[str, Region | PlacedRegion]):
 
     def _let_go(self) -> None:
         self._is_closed = True
+        if self._end_recording is not None:
+            self._end_recording()
+        self._recording = None
         for region in self._regions.values():
             with contextlib.suppress(BufferError):
                 region.close()
