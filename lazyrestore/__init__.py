@@ -18,7 +18,9 @@ TYPE_CHECKING = False  # what type checkers take for True; typing itself is not 
 if TYPE_CHECKING:
     from ._dump import dump
     from ._open import Image, open
+    from ._optimize import optimize
     from ._restore import restore
+    from ._workingset import WorkingSet
     from .errors import (
         ClusterError,
         ImageError,
@@ -28,9 +30,17 @@ if TYPE_CHECKING:
         RegionNotFound,
         RemoteError,
         RestoreError,
+        WorkingSetError,
     )
     from .region import PlacedRegion, Region
-    from .reports import DumpReport, ImageInfo, LoadError, RegionInfo, SessionStats
+    from .reports import (
+        DumpReport,
+        ImageInfo,
+        LoadError,
+        OptimizeReport,
+        RegionInfo,
+        SessionStats,
+    )
     from .session import Session
     from .sources import ProcessMemory, RawFile
     from .writer import ImageWriter
@@ -47,6 +57,7 @@ __all__ = [
     "KernelError",
     "LazyRestoreError",
     "LoadError",
+    "OptimizeReport",
     "PlacedRegion",
     "ProcessError",
     "ProcessMemory",
@@ -58,9 +69,12 @@ __all__ = [
     "RestoreError",
     "Session",
     "SessionStats",
+    "WorkingSet",
+    "WorkingSetError",
     "__version__",
     "dump",
     "open",
+    "optimize",
     "restore",
 ]
 
@@ -74,6 +88,7 @@ _HOME = {
     "KernelError": "errors",
     "LazyRestoreError": "errors",
     "LoadError": "reports",
+    "OptimizeReport": "reports",
     "PlacedRegion": "region",
     "ProcessError": "errors",
     "ProcessMemory": "sources",
@@ -85,8 +100,11 @@ _HOME = {
     "RestoreError": "errors",
     "Session": "session",
     "SessionStats": "reports",
+    "WorkingSet": "_workingset",
+    "WorkingSetError": "errors",
     "dump": "_dump",
     "open": "_open",
+    "optimize": "_optimize",
     "restore": "_restore",
 }
 

@@ -104,7 +104,7 @@ class Assembler:
         digest = self._digest.digest()
 
         metadata = fmt.array_head(len(regions)) + b"".join(region.metadata for region in regions)
-        self._file.append(b"\x81\xa8metadata")
+        self._file.append(fmt.METADATA_HEAD)
         metadata_offset = self._file.position
         self._file.append(metadata)
 

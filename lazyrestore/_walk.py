@@ -14,7 +14,6 @@ from .errors import ImageError
 _WINDOW_BYTES = 4096
 _HEAD_BYTES_MAX = 2 + 31 + 5
 _BIN_LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4}
-_METADATA_HEAD = b"\x81\xa8metadata"
 _HEADER_KINDS: tuple[tuple[str, type], ...] = (
     ("version", int),
     ("page_size", int),
@@ -148,8 +147,8 @@ def _follow(image: Image, frame: Frame) -> None:
 def _parse_head(window: _Window, at: int, footer: fmt.Footer) -> tuple[str, int, int]:
     """Key, offset of the payload and its length, of the record that begins there."""
     head = window.read(at, _HEAD_BYTES_MAX)
-    if head.startswith(_METADATA_HEAD):
-        payload = at + len(_METADATA_HEAD)
+    if head.startswith(fmt.METADATA_HEAD):
+        payload = at + len(fmt.METADATA_HEAD)
         if payload != footer.metadata_offset:
             raise StreamError(f"byte {at} of the file: the metadata is not where the footer says")
         return "metadata", payload, footer.metadata_bytes

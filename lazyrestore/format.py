@@ -16,6 +16,7 @@ CRITICAL_KNOWN = 0
 
 MAGIC = b"\x81\xablazyrestore"
 HEADER_MAX_BYTES = 65536
+METADATA_HEAD = b"\x81\xa8metadata"
 
 FOOTER_PREFIX = b"\x81\xa6footer\xc4\xc0"
 FOOTER_BYTES = 192

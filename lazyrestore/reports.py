@@ -77,6 +77,37 @@ class DumpReport:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class OptimizeReport:
+    """What `optimize` wrote.
+
+    Attributes:
+        path: the new image.
+        working_set: its working set, beside it.
+        recordings: how many recordings that was merged from.
+        hot_clusters: clusters in it.
+        hot_bytes: bytes of memory in them.
+        hot_payload_bytes: their length in the file; repeated clusters count once.
+        front_bytes: from the file's start to the end of what a replay reads.
+        logical_bytes: length of all regions.
+        stored_bytes: length of the image.
+        digest: BLAKE3 of the content in hexadecimal: that of the old image.
+        seconds: how long it took.
+    """
+
+    path: str
+    working_set: str
+    recordings: int
+    hot_clusters: int
+    hot_bytes: int
+    hot_payload_bytes: int
+    front_bytes: int
+    logical_bytes: int
+    stored_bytes: int
+    digest: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ImageInfo:
     """What an image says of itself, without reading its clusters.
 

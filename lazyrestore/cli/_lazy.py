@@ -7,6 +7,7 @@ import dataclasses
 import os
 import threading
 import time
+import warnings
 
 from lazyrestore._open import Image
 from lazyrestore._restore import map_image
@@ -32,6 +33,9 @@ class Plan:
     count: int | None
     seed: int
     prefetch: str
+    record: str | None
+    working_set: str | None
+    replay: str
     privilege: str
     or_eager: bool
     at_original_address: bool
@@ -59,6 +63,8 @@ class LazyReport:
         clusters_decoded: clusters that were read for them.
         payload_bytes_read: their compressed length.
         resident_bytes: private page frames of the regions.
+        replayed_clusters: clusters of the working set that was replayed; None: none was.
+        recorded_clusters: clusters in the working set that was recorded; None: none was.
         touch_us: what the touching thread waited for pages that faulted; None: none did.
         service_us: from reading a fault's message to the page being there; None: no faults.
         errors: what could not be loaded.
@@ -81,6 +87,8 @@ class LazyReport:
     clusters_decoded: int
     payload_bytes_read: int
     resident_bytes: int
+    replayed_clusters: int | None
+    recorded_clusters: int | None
     touch_us: Latency | None
     service_us: Latency | None
     errors: tuple[LoadError, ...]
@@ -123,6 +131,10 @@ def restore_and_touch(plan: Plan, *, json: bool = False) -> LazyReport:
         if trace is not None:
             trace.stop()
         stats = session.stats()
+        recorded = None
+        if plan.record is not None and session.lazy:
+            recorded = len(session.save_working_set())
+        replayed = session.working_set
         return LazyReport(
             path=plan.image,
             lazy=session.lazy,
@@ -140,6 +152,8 @@ def restore_and_touch(plan: Plan, *, json: bool = False) -> LazyReport:
             clusters_decoded=stats.clusters_decoded,
             payload_bytes_read=stats.payload_bytes_read,
             resident_bytes=stats.resident_bytes,
+            replayed_clusters=None if replayed is None else len(replayed),
+            recorded_clusters=recorded,
             touch_us=stats.touch_us,
             service_us=stats.service_us,
             errors=tuple(session.errors),
@@ -153,6 +167,9 @@ def _map(image: Image, plan: Plan) -> Session:
             image,
             lazy=lazy,
             prefetch=plan.prefetch,
+            record=plan.record if lazy else None,
+            working_set=plan.working_set,
+            replay=plan.replay,
             privilege=plan.privilege,
             at_original_address=plan.at_original_address,
             threads=plan.threads,
@@ -161,7 +178,12 @@ def _map(image: Image, plan: Plan) -> Session:
         )
 
     try:
-        return attempt(lazy=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            session = attempt(lazy=True)
+        for warning in caught:  # of a working set that cannot be used
+            complain(str(warning.message))
+        return session
     except KernelError as error:
         if not plan.or_eager:
             raise

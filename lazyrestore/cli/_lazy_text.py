@@ -28,6 +28,10 @@ def print_report(report: LazyReport) -> None:
         read = f"{count(report.clusters_decoded, 'cluster')}, {size(report.payload_bytes_read)}"
         fields.append(("read", read))
     fields.append(("resident", size(report.resident_bytes)))
+    if report.replayed_clusters is not None:
+        fields.append(("working set", f"{count(report.replayed_clusters, 'cluster')} replayed"))
+    if report.recorded_clusters is not None:
+        fields.append(("working set", f"{count(report.recorded_clusters, 'cluster')} recorded"))
     if report.trace_lost:
         fields.append(("not traced", count(report.trace_lost, "fault")))
     print_fields(fields)

@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ._arguments import ImageArgument, JsonOption
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lazyrestore._open import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """The working set beside an image.
+
+    Attributes:
+        path: the file.
+        clusters: how many.
+        bytes: of memory in them, a region's last one counted as whole.
+        recordings: how many it was merged from.
+    """
+
+    path: str
+    clusters: int
+    bytes: int
+    recordings: int
 
 
 def info(image: ImageArgument, json: JsonOption = False) -> None:
@@ -14,15 +37,24 @@ def info(image: ImageArgument, json: JsonOption = False) -> None:
 
     with Image(image) as opened:
         found = opened.info
-    from ._show import count, one_line, print_fields, print_json, size
+        working_set, refusal = _look_beside(opened)
+    from ._show import count, one_line, plain, print_fields, print_json, size
 
     if json:
-        print_json(found)
+        fields = plain(found)
+        assert isinstance(fields, dict)
+        print_json({**fields, "working_set": working_set})
         return
     data = size(found.data_bytes)
     if found.duplicate_bytes:
         data += f", of which {size(found.duplicate_bytes)} are repeats, stored once"
     clusters = f"{found.clusters} of {size(found.cluster_size)}, {found.stored_clusters} stored"
+    if working_set is None:
+        beside = refusal or "none beside it"
+    else:
+        beside = f"{count(working_set.clusters, 'cluster')}, {size(working_set.bytes)}"
+        if working_set.recordings > 1:
+            beside += f", merged from {working_set.recordings} recordings"
     print(one_line(f"{found.path}: a lazyrestore image, version {found.version}"))
     print_fields(
         [
@@ -34,7 +66,23 @@ def info(image: ImageArgument, json: JsonOption = False) -> None:
             ("untouched", size(found.hole_bytes)),
             ("image", f"{size(found.stored_bytes)}, ratio {found.ratio:.2f}"),
             ("clusters", f"{clusters}; pages of {size(found.page_size)}"),
+            ("working set", beside),
             ("digest", found.digest),
             ("id", found.id),
         ]
     )
+
+
+def _look_beside(image: Image) -> tuple[Beside | None, str]:
+    """The working set that a restore would find, or why there is one that it cannot use."""
+    from lazyrestore._workingset import load_beside, path_beside
+    from lazyrestore.errors import WorkingSetError
+
+    try:
+        found = load_beside(image)
+    except (OSError, WorkingSetError) as error:
+        return None, f"cannot be used: {error}"
+    if found is None:
+        return None, ""
+    path = path_beside(image.path)
+    return Beside(path, len(found), found.nbytes, found.recordings), ""

@@ -57,8 +57,32 @@ def restore(
     prefetch: Annotated[
         Literal["none", "auto", "all"] | None,
         typer.Option(
-            help="With --lazy: what to load ahead of touches: all is everything, in the background."
-            "  [default: none]"
+            help="With --lazy: what to load ahead of touches, in the background: auto is the"
+            " working set and then the rest, or nothing where there is no working set; all is"
+            " everything.  [default: none; auto with --working-set]"
+        ),
+    ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --lazy: write to FILE which clusters are touched: a working set.",
+        ),
+    ] = None,
+    working_set: Annotated[
+        str | None,
+        typer.Option(
+            "--working-set",
+            metavar="FILE",
+            help="With --lazy: load what FILE names first.  [default: IMAGE.ws, where it is there"
+            " and --prefetch is auto or all]",
+        ),
+    ] = None,
+    replay: Annotated[
+        Literal["beside", "before"] | None,
+        typer.Option(
+            help="With --lazy: load the working set beside the touches, or before the first."
+            "  [default: beside]"
         ),
     ] = None,
     privilege: Annotated[
@@ -104,6 +128,9 @@ def restore(
         "--count": count,
         "--seed": seed,
         "--prefetch": prefetch,
+        "--record": record,
+        "--working-set": working_set,
+        "--replay": replay,
         "--privilege": privilege,
         "--or-eager": or_eager or None,
         "--at-original-address": at_original_address or None,
@@ -120,7 +147,10 @@ def restore(
             touch=touch or "first",
             count=count,
             seed=seed or 0,
-            prefetch=prefetch or "none",
+            prefetch=prefetch or ("none" if working_set is None else "auto"),
+            record=record,
+            working_set=working_set,
+            replay=replay or "beside",
             privilege=privilege or "full",
             or_eager=or_eager,
             at_original_address=at_original_address,
