@@ -31,7 +31,8 @@
 #define QUIET_ROUNDS 4u
 #define WAIT_MS      3
 /* After it was starved: not again for so long, and twice as long each time. */
-#define BAN_MIN_NS 10000000u
+#define BUSY_NS    5000000u
+#define BAN_MIN_NS 50000000u
 #define BAN_MAX_NS 4000000000u
 /* Served at a stretch, this many, it may be tried again soon. */
 #define GOOD_ROUNDS 5000u
@@ -70,6 +71,38 @@ static void ban(struct lr_near *near, uint32_t rounds)
 	near->banned_until_ns = lr_clock_ns() + near->ban_ns;
 }
 
+/* What a file in /proc says, as text: its length, or 0. */
+static size_t read_text(const char *path, char *ret_text, size_t room)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got;
+
+	if (fd < 0)
+		return 0;
+	got = read(fd, ret_text, room - 1);
+	close(fd);
+	if (got <= 0)
+		return 0;
+	ret_text[got] = 0;
+	return (size_t)got;
+}
+
+/* True where others want to run, besides `own` threads that have to do with this, on each
+ * processor: then none sleeps, and there is nothing to be gained. */
+static bool is_machine_busy(const struct lr_near *near, uint32_t own)
+{
+	char text[128];
+	const char *at;
+
+	/* "0.00 0.01 0.05 2/345 6789": two can run, of 345. */
+	if (near->ignores_load || !read_text("/proc/loadavg", text, sizeof(text)))
+		return false;
+	at = strchr(text, '/');
+	while (at && at > text && at[-1] != ' ')
+		at--;
+	return at && strtoul(at, NULL, 10) > near->processors - 2 + own;
+}
+
 /* ---- The thread ---- */
 
 /* The processor that a thread of this process ran on last, or -1. */
@@ -77,18 +110,10 @@ static int32_t processor_of(uint32_t thread)
 {
 	char path[48], text[512];
 	const char *at;
-	ssize_t got;
-	int fd;
 
 	snprintf(path, sizeof(path), "/proc/self/task/%u/stat", thread);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
+	if (!read_text(path, text, sizeof(text)))
 		return -1;
-	got = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	if (got <= 0)
-		return -1;
-	text[got] = 0;
 	/* The 39th field; the second ends with the last parenthesis. */
 	at = strrchr(text, ')');
 	for (int field = 2; at && field < 39; field++)
@@ -193,6 +218,7 @@ void lr_near_start(struct lr_pager *pager)
 	cpu_set_t allowed;
 
 	near->processor = -1;
+	near->processors = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
 	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0 || CPU_COUNT(&allowed) < 2)
 		return;
 	near->is_running = lr_pager_create_thread(&near->thread, run, pager) == 0;
@@ -283,16 +309,23 @@ void lr_near_lend(struct lr_pager *pager)
 	uint32_t begun = atomic_load_explicit(&near->rounds, memory_order_relaxed), last = begun;
 	uint32_t still = 0;
 	int32_t kept_from = -1, processor;
-	bool is_helped = false, starves = false;
+	bool is_helped = false, starves = false, is_busy = false;
 	cpu_set_t all;
 
+	/* This thread and the toucher. */
+	if (is_machine_busy(near, 2)) {
+		near->banned_until_ns = near->served_ns + BUSY_NS;
+		return;
+	}
 	sched_getaffinity(0, sizeof(all), &all);
 	atomic_store_explicit(&near->is_over, false, memory_order_relaxed);
 	/* Release: partner of the acquire in take_turn. */
 	atomic_store_explicit(&near->turn, LR_NEAR_WAITS, memory_order_release);
 	syscall(SYS_futex, &near->turn, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 	while (poll(&bell, 1, LOOK_AFTER_MS) == 0 && !lr_pager_has_jobs(pager)
-	       && !atomic_load_explicit(&near->is_over, memory_order_relaxed)) {
+	       && !atomic_load_explicit(&near->is_over, memory_order_relaxed)
+	       /* And the other one, put aside by the toucher. */
+	       && !(is_busy = is_machine_busy(near, 3))) {
 		uint32_t rounds = atomic_load_explicit(&near->rounds, memory_order_relaxed);
 
 		processor = atomic_load_explicit(&near->processor, memory_order_relaxed);
@@ -316,6 +349,6 @@ void lr_near_lend(struct lr_pager *pager)
 	}
 	take_back(near, is_helped, &all);
 	sched_setaffinity(0, sizeof(all), &all);
-	if (starves || is_helped)
+	if (starves || is_helped || is_busy)
 		ban(near, last - begun);
 }

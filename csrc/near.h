@@ -31,6 +31,8 @@ enum lr_near_turn {
 struct lr_near {
 	pthread_t thread;
 	bool is_running;
+	uint32_t processors;       /* of the machine */
+	bool ignores_load;         /* for tests: may have the turn on a busy machine too */
 	_Atomic bool is_unfit;     /* what it needs is not allowed here */
 	_Atomic bool is_stopping;  /* `turn` is waited on, and waked */
 	_Atomic uint32_t turn;     /* enum lr_near_turn */
