@@ -9,7 +9,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -26,8 +25,7 @@ struct hello {
 	uint8_t *ready;
 	uint64_t page_size;
 	uint32_t *ret_latency_ns;
-	atomic_bool is_over; /* set before the last touch, which wakes who reads it */
-	int os_error;        /* of the answering thread; read after joining it */
+	int os_error; /* of the answering thread; read after joining it */
 };
 
 /* Whoever waits goes on, and reads zeros: nothing was promised of this memory. */
@@ -40,10 +38,13 @@ static void give_up(struct hello *hello, int os_error)
 static int64_t answer_one(struct hello *hello, uint64_t address)
 {
 	uint64_t page = address & ~(hello->page_size - 1);
-	int64_t done = hello->options->zeropage
+	int64_t done;
+
+	do
+		done = hello->options->zeropage
 			       ? lr_uffd_zeropage(&hello->uffd, page, hello->page_size)
 			       : lr_uffd_copy(&hello->uffd, page, hello->ready, hello->page_size);
-
+	while (done == -EAGAIN);
 	if (done == -EEXIST) {
 		lr_uffd_wake(&hello->uffd, page, hello->page_size);
 		return 0;
@@ -55,9 +56,10 @@ static void *answer(void *argument)
 {
 	struct hello *hello = argument;
 	struct pollfd poll_fd = {.fd = hello->uffd.fd, .events = POLLIN};
+	uint64_t last = (uint64_t)(uintptr_t)hello->memory + hello->memory_bytes - hello->page_size;
 
 	for (;;) {
-		struct lr_uffd_message message;
+		struct lr_uffd_message message = {0};
 		int64_t done = poll(&poll_fd, 1, -1) < 0 ? -errno : 0;
 
 		if (done == 0)
@@ -66,11 +68,13 @@ static void *answer(void *argument)
 			done = answer_one(hello, message.start);
 		else if (done == 0)
 			continue;
-		if (done == -EINTR || done == -EAGAIN)
+		if (done == -EINTR)
 			continue;
 		if (done < 0)
 			give_up(hello, (int)-done);
-		if (done < 0 || atomic_load(&hello->is_over))
+		/* Not by a flag: it could be seen before the last touch, which then waits for good.
+		 */
+		if (done < 0 || message.start >= last)
 			return NULL;
 	}
 }
@@ -135,7 +139,6 @@ static int run(struct hello *hello, pthread_attr_t *attributes, struct lr_proble
 		error = pthread_create(&touching, attributes, touch, hello);
 		if (error == 0)
 			pthread_join(touching, NULL);
-		atomic_store(&hello->is_over, true);
 		(void)*(volatile uint8_t *)(hello->memory + hello->memory_bytes - hello->page_size);
 		pthread_join(answering, NULL);
 	}

@@ -70,6 +70,18 @@ static void answers_where_memory_is_locked(void)
 	hello(options_for(PAGES));
 }
 
+/* The answering thread stays until the last touch, however late it runs. */
+static void ends_every_time(void)
+{
+	struct lr_hello_options options = options_for(2);
+	uint32_t latency_ns[2];
+
+	for (unsigned i = 0; i < 1000; i++) {
+		options.one_core = i % 2;
+		CHECK_EQ(lr_hello(&options, latency_ns, NULL), LR_OK);
+	}
+}
+
 static void refuses_no_pages(void)
 {
 	struct lr_hello_options options = options_for(0);
@@ -129,10 +141,10 @@ static void measures_waking(void)
 }
 
 static const struct check_case cases[] = {
-	CHECK_CASE(answers_reads),    CHECK_CASE(answers_on_one_core),
-	CHECK_CASE(answers_writes),   CHECK_CASE(answers_where_memory_is_locked),
-	CHECK_CASE(refuses_no_pages), CHECK_CASE(leaves_nothing_behind),
-	CHECK_CASE(measures_waking),
+	CHECK_CASE(answers_reads),         CHECK_CASE(answers_on_one_core),
+	CHECK_CASE(answers_writes),        CHECK_CASE(answers_where_memory_is_locked),
+	CHECK_CASE(ends_every_time),       CHECK_CASE(refuses_no_pages),
+	CHECK_CASE(leaves_nothing_behind), CHECK_CASE(measures_waking),
 };
 
 CHECK_MAIN(cases)
