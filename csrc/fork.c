@@ -179,6 +179,7 @@ static bool take_over(struct lr_session *session)
 	atomic_store(&target->is_forking, false);
 	lr_fill_abandon(&session->fill);
 	lr_populate_close(session);
+	lr_inline_abandon(&session->in_thread);
 	lr_pager_abandon(&session->pager);
 	/* A copy of it here would keep the parent's pages missing after the parent's last one is
 	 * closed, and whoever touches them then would wait for good. */
@@ -206,7 +207,7 @@ static bool start(struct lr_session *session)
 	int code = lr_witness_open(target);
 
 	if (code == LR_OK)
-		code = lr_pager_start(&session->pager, target, session->trace_records, NULL);
+		code = lr_session_start(session, NULL);
 	if (code < 0)
 		fence_all(target);
 	return code == LR_OK;
@@ -217,6 +218,7 @@ static void after_fork_in_child(void)
 	pid_t pid = getpid();
 
 	pthread_mutex_init(&sessions_lock, NULL);
+	lr_inline_reset();
 	/* All, before anything is mapped for one of them: what another's table says of memory that
 	 * did not come along would be done to that. */
 	for (struct lr_session *session = sessions; session; session = session->next)

@@ -222,12 +222,23 @@ enum lr_granularity {
 				     * unless it was the last */
 };
 
+/* Who answers a fault. */
+enum lr_fault_mode {
+	LR_FAULT_THREAD = 0, /* the pager, a thread that has to be woken */
+	/* The thread that touched, in a handler of SIGBUS: no thread is woken. For programs that
+	 * never hand missing pages to system calls (those fail with EFAULT, or stop short:
+	 * lr_session_populate first), nor touch any while SIGBUS is blocked (that kills). The
+	 * program's own handler, if it was there before, gets what is not ours. */
+	LR_FAULT_INLINE = 1,
+};
+
 struct lr_session_options {
 	uint32_t privilege;     /* enum lr_privilege */
 	uint32_t trace_records; /* room for the trace, a power of two; 0: no trace */
 	uint32_t on_error;      /* enum lr_on_error */
 	uint32_t granularity;   /* enum lr_granularity */
 	uint32_t record;        /* nonzero: note which clusters are touched */
+	uint32_t fault_mode;    /* enum lr_fault_mode */
 };
 
 #define LR_HISTOGRAM_BUCKETS 320
@@ -243,7 +254,7 @@ struct lr_histogram {
 };
 
 struct lr_session_stats {
-	uint64_t faults;       /* fault messages served */
+	uint64_t faults;       /* faults answered */
 	uint64_t pages_copied; /* installed by UFFDIO_COPY, for whatever reason */
 	uint64_t pages_zeroed; /* installed by UFFDIO_ZEROPAGE */
 	uint64_t clusters_decoded;

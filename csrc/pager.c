@@ -5,6 +5,7 @@
 #include <linux/close_range.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,8 @@
 #define IDLE_MS 2000
 /* How often 50 microseconds (and the timer's slack) may be waited for a fork(). */
 #define PUT_OFF_MAX 200u
+/* How often to give way to threads that install pages for themselves: as long as waking takes. */
+#define GIVE_WAY_MAX 100
 
 static void raise_flag(_Atomic uint32_t *flag)
 {
@@ -204,10 +207,15 @@ static int read_messages(struct lr_pager *pager)
 		uint64_t read_ns;
 
 		begin_reading(pager);
+		/* Where others install too, nothing is read between their look and the page. */
+		if (target->is_shared)
+			pthread_mutex_lock(&pager->loader.busy);
 		count = lr_uffd_read(&target->uffd, messages, LR_UFFD_MESSAGES_MAX);
 		for (int i = 0; i < count; i++)
 			if (messages[i].kind != LR_UFFD_FAULT)
 				apply(target, &messages[i]);
+		if (target->is_shared)
+			pthread_mutex_unlock(&pager->loader.busy);
 		atomic_fetch_add(&target->reading, 1);
 		read_ns = count > 0 ? lr_clock_ns() : 0;
 		for (int i = 0; i < count; i++)
@@ -228,6 +236,14 @@ static void end_job(struct lr_pager *pager, struct lr_job *job, int code)
 	raise_flag(&job->is_done);
 }
 
+/* Whoever waits for a page goes before the next job, and would not if the lock were taken again
+ * before he has woken. */
+static void give_way(struct lr_pager *pager)
+{
+	for (int i = 0; i < GIVE_WAY_MAX && atomic_load(&pager->wanting) > 0; i++)
+		sched_yield();
+}
+
 /* Do the oldest job; LR_LATER leaves it. */
 static int do_job(struct lr_pager *pager)
 {
@@ -235,6 +251,7 @@ static int do_job(struct lr_pager *pager)
 	struct lr_loader *loader = &pager->loader;
 	int code = job->code, fenced = LR_OK;
 
+	give_way(pager);
 	pthread_mutex_lock(&loader->busy);
 	loader->clusters_decoded += job->clusters_decoded;
 	loader->payload_bytes_read += job->payload_bytes_read;
@@ -331,7 +348,9 @@ static void *run(void *argument)
 
 	lr_pager_have_stack();
 	keep_descriptors(pager);
-	lr_near_start(pager);
+	/* Where threads answer for themselves, no faults come here. */
+	if (!pager->target->is_shared)
+		lr_near_start(pager);
 	raise_flag(&pager->is_ready);
 	/* Looked at even while faults keep coming: a thread that touches a region which was
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and

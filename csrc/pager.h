@@ -49,6 +49,8 @@ struct lr_pager {
 	_Atomic uint32_t is_ready;
 	_Atomic bool is_stopping; /* set before event_fd is written */
 	int event_fd;             /* there is a job, or it is to stop */
+	/* Threads that install pages for themselves (inline.h) and wait for `busy`. */
+	_Atomic uint32_t wanting;
 	_Atomic(struct lr_job *) inbox;
 	struct lr_job *jobs; /* taken from the inbox, in order */
 	uint32_t put_off;    /* how often it waited for the fork() that is under way */

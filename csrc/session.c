@@ -14,6 +14,42 @@
 	 | LR_UFFD_FEATURE_EVENT_REMOVE | LR_UFFD_FEATURE_EVENT_REMAP                              \
 	 | LR_UFFD_FEATURE_EVENT_UNMAP)
 
+/* Where system calls get no answer in any case, the kind that serves them has nothing more. */
+static uint32_t privilege_of(const struct lr_session_options *options)
+{
+	if (options->fault_mode == LR_FAULT_INLINE && options->privilege == LR_PRIVILEGE_FULL)
+		return LR_PRIVILEGE_AUTO;
+	return options->privilege;
+}
+
+static int open_uffd(lr_session *session, const struct lr_session_options *options,
+		     struct lr_problem *ret_problem)
+{
+	bool is_inline = options->fault_mode == LR_FAULT_INLINE;
+	int code = lr_uffd_open(&session->target.uffd, privilege_of(options),
+				WANTED_FEATURES | (is_inline ? LR_UFFD_FEATURE_SIGBUS : 0),
+				ret_problem);
+
+	if (code == LR_OK && is_inline && !(session->target.uffd.features & LR_UFFD_FEATURE_SIGBUS))
+		return lr_problem_set(ret_problem, LR_ERR_UNSUPPORTED, 0, LR_NOWHERE, LR_NOWHERE);
+	return code;
+}
+
+int lr_session_start(struct lr_session *session, struct lr_problem *ret_problem)
+{
+	int code = lr_pager_start(&session->pager, &session->target, session->trace_records,
+				  ret_problem);
+
+	if (code < 0 || session->fault_mode != LR_FAULT_INLINE)
+		return code;
+	code = lr_inline_open(&session->in_thread, &session->pager);
+	if (code < 0) {
+		lr_pager_stop(&session->pager);
+		lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
+	}
+	return code;
+}
+
 static void close_target(lr_session *session)
 {
 	lr_witness_close(&session->target);
@@ -42,7 +78,8 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	if (!image || !ret_session
 	    || (options
 		&& (options->on_error > LR_ON_ERROR_ABORT
-		    || options->granularity > LR_GRANULARITY_PAGE)))
+		    || options->granularity > LR_GRANULARITY_PAGE
+		    || options->fault_mode > LR_FAULT_INLINE)))
 		return lr_problem_set(ret_problem, LR_ERR_ARGUMENT, 0, LR_NOWHERE, LR_NOWHERE);
 	if (!options)
 		options = &defaults;
@@ -52,6 +89,7 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	session->image = image;
 	session->pid = getpid();
 	session->trace_records = options->trace_records;
+	session->fault_mode = options->fault_mode;
 	pthread_mutex_init(&session->feeds_lock, NULL);
 	code = lr_target_open(&session->target, image, 0);
 	if (code == LR_OK && options->record)
@@ -62,15 +100,14 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	}
 	session->target.on_error = options->on_error;
 	session->target.granularity = options->granularity;
+	session->target.is_shared = options->fault_mode == LR_FAULT_INLINE;
 	/* A child must not get a copy of a userfaultfd that it does not know of. */
 	lr_fork_block();
-	code = lr_uffd_open(&session->target.uffd, options->privilege, WANTED_FEATURES,
-			    ret_problem);
+	code = open_uffd(session, options, ret_problem);
 	if (code == LR_OK && lr_witness_open(&session->target) < 0)
 		code = lr_problem_set(ret_problem, LR_ERR_NOMEM, 0, LR_NOWHERE, LR_NOWHERE);
 	if (code == LR_OK)
-		code = lr_pager_start(&session->pager, &session->target, options->trace_records,
-				      ret_problem);
+		code = lr_session_start(session, ret_problem);
 	if (code == LR_OK)
 		lr_fork_watch(session);
 	else
@@ -150,6 +187,17 @@ static int register_range(lr_session *session, const struct lr_range *range,
 	return code;
 }
 
+/* Change a range's state, and tell those who touched it meanwhile. */
+static bool change(lr_session *session, struct lr_range *range, enum lr_range_state from,
+		   enum lr_range_state to)
+{
+	bool is_done = lr_range_change(range, from, to);
+
+	if (is_done && lr_inline_is_on(&session->in_thread))
+		lr_inline_wake(range);
+	return is_done;
+}
+
 /* Take a range out of the look-up and wake who waits there: their memory is gone, or fenced. */
 static void let_go(lr_session *session, struct lr_range *range)
 {
@@ -180,7 +228,7 @@ static int attach(lr_session *session, struct lr_range *range, uint64_t start, b
 		let_go(session, range);
 	else
 		lr_fork_taken(session, range->start, range->start + range->bytes);
-	lr_range_change(range, LR_RANGE_CHANGING, code == LR_OK ? LR_RANGE_ACTIVE : LR_RANGE_IDLE);
+	change(session, range, LR_RANGE_CHANGING, code == LR_OK ? LR_RANGE_ACTIVE : LR_RANGE_IDLE);
 	lr_fork_unblock();
 	if (code < 0)
 		return code;
@@ -246,7 +294,7 @@ int lr_session_resume(lr_session *session, uint32_t region)
 
 	if (!range)
 		return code;
-	if (!lr_range_change(range, LR_RANGE_SUSPENDED, LR_RANGE_ACTIVE))
+	if (!change(session, range, LR_RANGE_SUSPENDED, LR_RANGE_ACTIVE))
 		return LR_ERR_CLOSED;
 	/* Faults that came meanwhile were read and left: have them asked again. */
 	while (lr_target_find_offset(&session->target, range, offset, &piece)) {
@@ -279,6 +327,8 @@ int lr_session_detach(lr_session *session, uint32_t region)
 		lr_uffd_wake(&session->target.uffd, piece.start, piece.end - piece.start);
 	}
 	lr_fork_unblock();
+	if (lr_inline_is_on(&session->in_thread))
+		lr_inline_wake(range);
 	return LR_OK;
 }
 
@@ -404,7 +454,7 @@ static void release_range(lr_session *session, struct lr_range *range)
 			make_ordinary(session, &piece);
 		lr_uffd_wake(&session->target.uffd, piece.start, piece.end - piece.start);
 	}
-	lr_range_change(range, LR_RANGE_CLOSING, LR_RANGE_GONE);
+	change(session, range, LR_RANGE_CLOSING, LR_RANGE_GONE);
 }
 
 void lr_session_close(lr_session *session)
@@ -417,6 +467,7 @@ void lr_session_close(lr_session *session)
 	/* A child has the session, or nothing of it. */
 	lr_fork_block();
 	lr_fork_forget(session);
+	lr_inline_begin_close(&session->in_thread);
 	count = session->image->info.region_count;
 	for (uint32_t i = 0; i < count; i++) {
 		struct lr_range *range = &session->target.ranges[i];
@@ -429,6 +480,7 @@ void lr_session_close(lr_session *session)
 	for (uint32_t i = 0; i < count; i++)
 		if (lr_range_state(&session->target.ranges[i]) == LR_RANGE_CLOSING)
 			release_range(session, &session->target.ranges[i]);
+	lr_inline_close(&session->in_thread);
 	lr_pager_stop(&session->pager);
 	lr_populate_close(session);
 	close_target(session);

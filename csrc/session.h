@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include "fill.h"
+#include "inline.h"
 
 struct lr_session {
 	const struct lr_image *image;
@@ -15,6 +16,8 @@ struct lr_session {
 	struct lr_pager pager;
 	struct lr_fill fill;
 	struct lr_record record;
+	struct lr_inline in_thread; /* where threads answer their own faults */
+	uint32_t fault_mode;
 	pthread_mutex_t feeds_lock;
 	struct lr_feed *feeds; /* for populate: one a caller at a time, kept for the next */
 	uint32_t trace_records;
@@ -34,6 +37,9 @@ void lr_fork_taken(const struct lr_session *by, uint64_t start, uint64_t end);
 
 /* populate.c */
 void lr_populate_close(struct lr_session *session);
+
+/* Start its pager, and what else is to answer faults. On failure none of it is there. */
+int lr_session_start(struct lr_session *session, struct lr_problem *ret_problem);
 
 /* A session's range by its region's number; NULL with the code where there is none, or in a child
  * that does not have the session. */

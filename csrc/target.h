@@ -67,6 +67,7 @@ struct lr_target {
 	uint32_t pieces_max;  /* room in each table */
 	uint32_t on_error;    /* enum lr_on_error */
 	uint32_t granularity; /* enum lr_granularity */
+	bool is_shared; /* threads install pages for themselves (inline.h), not only the pager */
 	struct lr_pageset clusters;
 	struct lr_record *record; /* of what is touched; NULL: none */
 	/* Odd while the pager reads messages and does what they say: lr_target_sync. */

@@ -1,11 +1,11 @@
 /* Touching memory to see what it costs: lr_touch. A page that is fenced is counted, not died of. */
-#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/resource.h>
 
+#include "inline.h"
+#include "signals.h"
 #include "stats.h"
 
 /* A signal handler leaves a touch through this. */
@@ -22,63 +22,34 @@ static _Thread_local struct escape *volatile escape __attribute__((tls_model("in
 static const int signals[] = {SIGBUS, SIGSEGV};
 #define SIGNALS (sizeof(signals) / sizeof(signals[0]))
 
-/* Threads in lr_touch, and what was there before the first of them; changed under the mutex. */
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static unsigned users;
-static struct sigaction before[SIGNALS];
-
-/* Somebody else's fault: do what would have been done. */
-static void pass_on(int number, siginfo_t *info, void *context)
-{
-	const struct sigaction *action = &before[number == SIGBUS ? 0 : 1];
-
-	if (action->sa_flags & SA_SIGINFO)
-		action->sa_sigaction(number, info, context);
-	else if (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN)
-		action->sa_handler(number);
-	else if (info->si_code > 0)
-		/* The instruction is repeated, and kills, as it would have, ignored or not. */
-		signal(number, SIG_DFL);
-	else if (action->sa_handler == SIG_DFL) {
-		/* It was sent: is sent again. */
-		signal(number, SIG_DFL);
-		raise(number);
-	}
-}
-
-static void handle(int number, siginfo_t *info, void *context)
+static bool escape_from(int number, const siginfo_t *info, void *context)
 {
 	struct escape *own = escape;
 	uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
 
+	(void)number;
+	(void)context;
 	/* A positive code: the kernel's own, for a fault; others send signals with 0 or less. */
 	if (own && info->si_code > 0 && address >= own->start && address < own->end)
 		siglongjmp(own->to, 1);
-	pass_on(number, info, context);
+	return false;
 }
 
-static void catch_signals(void)
+/* Returns how many of them are: all, but where the program has piled up handlers. */
+static unsigned catch_signals(void)
 {
-	/* SA_NODEFER and no mask: others of this thread's signals still come meanwhile. */
-	struct sigaction action = {
-		.sa_sigaction = handle,
-		.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK,
-	};
+	unsigned caught = 0;
 
-	pthread_mutex_lock(&lock);
-	if (users++ == 0)
-		for (unsigned i = 0; i < SIGNALS; i++)
-			sigaction(signals[i], &action, &before[i]);
-	pthread_mutex_unlock(&lock);
+	while (caught < SIGNALS
+	       && lr_signals_get(signals[caught], LR_SIGNALS_TOUCH, escape_from) == LR_OK)
+		caught++;
+	return caught;
 }
 
-static void release_signals(void)
+static void release_signals(unsigned caught)
 {
-	pthread_mutex_lock(&lock);
-	if (--users == 0)
-		for (unsigned i = 0; i < SIGNALS; i++)
-			sigaction(signals[i], &before[i], NULL);
-	pthread_mutex_unlock(&lock);
+	while (caught > 0)
+		lr_signals_put(signals[--caught], LR_SIGNALS_TOUCH);
 }
 
 static uint64_t faults_of_this_thread(void)
@@ -86,7 +57,8 @@ static uint64_t faults_of_this_thread(void)
 	struct rusage usage;
 
 	getrusage(RUSAGE_THREAD, &usage);
-	return (uint64_t)usage.ru_minflt + (uint64_t)usage.ru_majflt;
+	/* The kernel does not count those that the thread answered for itself. */
+	return (uint64_t)usage.ru_minflt + (uint64_t)usage.ru_majflt + lr_inline_answered();
 }
 
 static uint64_t mix(uint64_t value, uint64_t key)
@@ -139,6 +111,7 @@ uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint
 	uint64_t pages = length / page_size + (length % page_size != 0);
 	/* Kept over a jump, so in memory. */
 	volatile uint64_t done = 0;
+	volatile unsigned caught = 0;
 	/* In whole pages: the kernel may name the page only. */
 	uint64_t start = (uint64_t)(uintptr_t)address;
 	struct escape own = {
@@ -149,10 +122,11 @@ uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint
 	if (ret_latency_ns) {
 		/* Once for nothing: the clock's own pages may fault at first use. */
 		touch_page((const volatile uint8_t *)&own);
-		catch_signals();
+		caught = catch_signals();
 		escape = &own;
-		/* With the mask: ThreadSanitizer blocks all signals around a handler, whatever was
-		 * asked for, and the next fault would kill. */
+		/* With the mask: all signals are blocked in a handler, and the next fault would
+		 * kill.
+		 */
 		if (sigsetjmp(own.to, 1)) {
 			ret_latency_ns[done] = LR_TOUCH_FAILED;
 			done = done + 1;
@@ -169,7 +143,7 @@ uint64_t lr_touch(const void *address, uint64_t length, uint32_t page_size, uint
 	}
 	if (ret_latency_ns) {
 		escape = NULL;
-		release_signals();
+		release_signals(caught);
 	}
 	return done;
 }

@@ -13,6 +13,7 @@
 #define LR_UFFD_FEATURE_EVENT_REMAP   (1ull << 2)
 #define LR_UFFD_FEATURE_EVENT_REMOVE  (1ull << 3)
 #define LR_UFFD_FEATURE_EVENT_UNMAP   (1ull << 6)
+#define LR_UFFD_FEATURE_SIGBUS        (1ull << 7)
 #define LR_UFFD_FEATURE_THREAD_ID     (1ull << 8)
 #define LR_UFFD_FEATURE_EXACT_ADDRESS (1ull << 11)
 #define LR_UFFD_FEATURE_POISON        (1ull << 14)
