@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ._native import NOTHING, CData, check, ffi, lib, new_problem, strerror
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
     from ._workingset import WorkingSet
 
-PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
-ON_ERROR = {"fence": 0, "abort": 1}
+_PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
+_ON_ERROR = {"fence": 0, "abort": 1}
+_GRANULARITIES = {"cluster": 0, "page": 1}
+_TRACE_MAX = 1 << 24
 FILL_STATES = ("none", "running", "complete", "stopped")
 _ACTIONS = {1: "COPY", 2: "ZEROPAGE", 3: "FENCE", 4: "WAKE"}
 _FENCES = {0: "", 1: "SIGBUS", 2: "SIGSEGV"}
@@ -24,6 +27,42 @@ _FENCES = {0: "", 1: "SIGBUS", 2: "SIGSEGV"}
 # Between two looks at the deadline, and at Ctrl-C, while a range is loaded.
 _SLICE_NS = 50_000_000
 _TOUCHED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a session serves its faults: arguments of `restore`.
+
+    Raises:
+        ValueError: one of them is not what it can be.
+    """
+
+    privilege: str = "full"
+    on_error: str = "fence"
+    granularity: str = "cluster"
+    trace: int = 0
+    record: bool = False
+
+    def __post_init__(self) -> None:
+        _check_word("privilege", self.privilege, _PRIVILEGES)
+        _check_word("on_error", self.on_error, _ON_ERROR)
+        _check_word("granularity", self.granularity, _GRANULARITIES)
+        if not 0 <= self.trace <= _TRACE_MAX:
+            raise ValueError(f"trace is {self.trace}: it can be from 0 to {_TRACE_MAX}")
+
+    def _options(self) -> CData:
+        options = ffi.new("struct lr_session_options *")
+        options.privilege = _PRIVILEGES[self.privilege]
+        options.trace_records = 1 << (self.trace - 1).bit_length() if self.trace > 0 else 0
+        options.on_error = _ON_ERROR[self.on_error]
+        options.granularity = _GRANULARITIES[self.granularity]
+        options.record = self.record
+        return options
+
+
+def _check_word(name: str, word: str, words: Iterable[str]) -> None:
+    if word not in words:
+        raise ValueError(f"{name} is {word!r}: it can be {', '.join(map(repr, words))}")
 
 
 class Core:
@@ -35,24 +74,11 @@ class Core:
 
     _handle: CData = ffi.NULL
 
-    def __init__(
-        self,
-        image: Image,
-        *,
-        privilege: str,
-        trace_records: int,
-        on_error: str = "fence",
-        record: bool = False,
-    ) -> None:
-        options = ffi.new("struct lr_session_options *")
-        options.privilege = PRIVILEGES[privilege]
-        options.trace_records = trace_records
-        options.on_error = ON_ERROR[on_error]
-        options.record = record
+    def __init__(self, image: Image, serving: Serving) -> None:
         found = ffi.new("lr_session **")
         problem = new_problem()
         self.image = image
-        code = lib.lr_session_open(image._handle, options, found, problem)
+        code = lib.lr_session_open(image._handle, serving._options(), found, problem)
         check(code, problem, what=f"cannot restore {image.path} lazily: userfaultfd")
         self._handle = found[0]
 

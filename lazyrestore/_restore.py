@@ -8,7 +8,7 @@ import warnings
 from array import array
 from typing import TYPE_CHECKING, Literal
 
-from ._core import ON_ERROR, PRIVILEGES, Core
+from ._core import Core, Serving
 from ._open import Image
 from .errors import KernelError, WorkingSetError
 from .region import PlacedRegion, Region, placed_region
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _PREFETCH = ("none", "auto", "all")
 _REPLAY = ("beside", "before")
-_TRACE_MAX = 1 << 24
 
 
 def restore(
@@ -32,6 +31,7 @@ def restore(
     prefetch: str = "auto",
     privilege: str = "full",
     on_error: str = "fence",
+    granularity: str = "cluster",
     at_original_address: bool = False,
     threads: int | None = None,
     trace: int = 0,
@@ -57,6 +57,9 @@ def restore(
             changed or cannot be read. "fence": a touch raises SIGBUS (SIGSEGV before Linux 6.6), a
             system call fails with EFAULT, `Session.errors` says why; a cluster is read again by
             `populate`, which raises. "abort": the process ends with a message and SIGABRT.
+        granularity: what a touch brings. "cluster": all of the page's cluster, for the fewest
+            faults. "page": that page alone, for the smallest resident set; each then decodes its
+            cluster again, unless it was the last one.
         at_original_address: map each region where it was when it was dumped. Only page-aligned
             regions; nothing is ever replaced.
         threads: decode on so many threads where everything is decoded now; None: one a core.
@@ -87,25 +90,16 @@ def restore(
         raise ValueError(f"lazy is {lazy!r}: it can be True, False or 'auto'")
     if prefetch not in _PREFETCH:
         raise ValueError(f"prefetch is {prefetch!r}: it can be {', '.join(map(repr, _PREFETCH))}")
-    if privilege not in PRIVILEGES:
-        raise ValueError(
-            f"privilege is {privilege!r}: it can be {', '.join(map(repr, PRIVILEGES))}"
-        )
-    if on_error not in ON_ERROR:
-        raise ValueError(f"on_error is {on_error!r}: it can be {', '.join(map(repr, ON_ERROR))}")
-    if not 0 <= trace <= _TRACE_MAX:
-        raise ValueError(f"trace is {trace}: it can be from 0 to {_TRACE_MAX}")
     if replay not in _REPLAY:
         raise ValueError(f"replay is {replay!r}: it can be {', '.join(map(repr, _REPLAY))}")
+    serving = Serving(privilege, on_error, granularity, trace, record is not None)
     return map_image(
         Image(path),
         lazy=lazy,
         prefetch=prefetch,
-        privilege=privilege,
-        on_error=on_error,
+        serving=serving,
         at_original_address=at_original_address,
         threads=threads,
-        trace=trace,
         record=record,
         working_set=working_set,
         replay=replay,
@@ -117,11 +111,9 @@ def map_image(
     *,
     lazy: bool | Literal["auto"] = "auto",
     prefetch: str = "auto",
-    privilege: str = "full",
-    on_error: str = "fence",
+    serving: Serving = Serving(),  # noqa: B008 (it is frozen)
     at_original_address: bool = False,
     threads: int | None = None,
-    trace: int = 0,
     record: str | os.PathLike[str] | None = None,
     working_set: WorkingSetChoice = None,
     replay: str = "beside",
@@ -138,7 +130,7 @@ def map_image(
         check_target(record)
     chosen = _choose_working_set(image, lazy, prefetch, record, working_set)
     wanted = range(len(image.regions)) if only is None else (image.number(only),)
-    core = _open_core(image, lazy, privilege, trace, on_error, record is not None)
+    core = _open_core(image, lazy, serving)
     waited = array("I")
     regions: dict[str, Region | PlacedRegion] = {}
     for number in wanted:
@@ -225,25 +217,16 @@ def _begin_recording(core: Core | None, record: str | os.PathLike[str] | None) -
     return Recording(core, record)
 
 
-def _open_core(
-    image: Image, lazy: bool | str, privilege: str, trace: int, on_error: str, record: bool
-) -> Core | None:
+def _open_core(image: Image, lazy: bool | str, serving: Serving) -> Core | None:
     if not lazy:
         return None
-    trace_records = 1 << (trace - 1).bit_length() if trace > 0 else 0
     try:
-        return Core(
-            image,
-            privilege=privilege,
-            trace_records=trace_records,
-            on_error=on_error,
-            record=record,
-        )
+        return Core(image, serving)
     except KernelError as error:
         if lazy != "auto":
             raise
         message = f"{error}. Restored eagerly instead: all pages were decoded at once"
-        if record:
+        if serving.record:
             message += ", and no working set is recorded"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
         return None

@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 
+from lazyrestore._core import Serving
 from lazyrestore._open import Image
 from lazyrestore._restore import map_image
 from lazyrestore.errors import KernelError
@@ -37,6 +38,7 @@ class Plan:
     working_set: str | None
     replay: str
     privilege: str
+    granularity: str
     or_eager: bool
     at_original_address: bool
     trace: bool
@@ -170,10 +172,14 @@ def _map(image: Image, plan: Plan) -> Session:
             record=plan.record if lazy else None,
             working_set=plan.working_set,
             replay=plan.replay,
-            privilege=plan.privilege,
+            serving=Serving(
+                privilege=plan.privilege,
+                granularity=plan.granularity,
+                trace=_TRACE_RECORDS if plan.trace else 0,
+                record=plan.record is not None and lazy,
+            ),
             at_original_address=plan.at_original_address,
             threads=plan.threads,
-            trace=_TRACE_RECORDS if plan.trace else 0,
             only=plan.region,
         )
 

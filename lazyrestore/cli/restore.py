@@ -92,6 +92,13 @@ def restore(
             " not serve system calls; auto is full where it is allowed.  [default: full]",
         ),
     ] = None,
+    granularity: Annotated[
+        Literal["cluster", "page"] | None,
+        typer.Option(
+            help="With --lazy: what a touch brings. cluster is all of the page's cluster, for the"
+            " fewest faults; page is that page alone, for the least memory.  [default: cluster]",
+        ),
+    ] = None,
     or_eager: Annotated[
         bool,
         typer.Option(
@@ -132,6 +139,7 @@ def restore(
         "--working-set": working_set,
         "--replay": replay,
         "--privilege": privilege,
+        "--granularity": granularity,
         "--or-eager": or_eager or None,
         "--at-original-address": at_original_address or None,
         "--trace": trace or None,
@@ -152,6 +160,7 @@ def restore(
             working_set=working_set,
             replay=replay or "beside",
             privilege=privilege or "full",
+            granularity=granularity or "cluster",
             or_eager=or_eager,
             at_original_address=at_original_address,
             trace=trace,

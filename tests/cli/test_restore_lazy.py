@@ -79,6 +79,14 @@ def test_count(make_image: MakeImage, order: str) -> None:
     assert report["touch"] == order
 
 
+def test_granularity(make_image: MakeImage) -> None:
+    made = make_image({"a": "d" * 64}, cluster_size=65536)
+    by_page = report_of(made.path, "--granularity", "page", "--count", "5")
+    assert (by_page["faults"], by_page["pages_copied"], by_page["clusters_decoded"]) == (5, 5, 1)
+    by_cluster = report_of(made.path, "--count", "5")
+    assert (by_cluster["faults"], by_cluster["pages_copied"]) == (1, 16)
+
+
 def test_more_than_there_are(make_image: MakeImage) -> None:
     image = make_image({"a": "d" * 3, "b": "d" * 2}, cluster_size=4096)
     for order in ("first", "sequential", "random"):

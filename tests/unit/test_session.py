@@ -40,6 +40,21 @@ def test_an_unknown_region_is_named_with_those_there_are(small):
             session["nope"]
 
 
+def test_granularity(make_image):
+    """By the page: what is resident is what was touched; else all of its cluster."""
+    made = make_image({"a": "d" * 64}, cluster_size=65536)
+    for granularity, pages in (("page", 2), ("cluster", 32)):
+        options = {"granularity": granularity, "prefetch": "none"}
+        with lazyrestore.restore(made.path, lazy=True, **options) as session:
+            for page in (3, 40):
+                at = page * PAGE
+                assert session["a"][at : at + PAGE] == made.expected["a"][at : at + PAGE]
+            stats = session.stats()
+            assert (stats.faults, stats.pages_copied) == (2, pages)
+            assert stats.resident_bytes == pages * PAGE
+            assert session["a"][:] == made.expected["a"]
+
+
 def test_an_image_without_regions(tmp_path):
     path = tmp_path / "none.lzr"
     lazyrestore.ImageWriter(path).close()
@@ -56,6 +71,8 @@ def test_an_image_without_regions(tmp_path):
         {"lazy": None},
         {"prefetch": "some"},
         {"prefetch": None},
+        {"granularity": "pages"},
+        {"granularity": None},
         {"privilege": "root"},
         {"privilege": None},
         {"trace": 1 << 40},
