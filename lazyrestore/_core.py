@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
 _ON_ERROR = {"fence": 0, "abort": 1}
 _GRANULARITIES = {"cluster": 0, "page": 1}
+_FAULT_MODES = {"thread": 0, "inline": 1}
 _TRACE_MAX = 1 << 24
 FILL_STATES = ("none", "running", "complete", "stopped")
 _ACTIONS = {1: "COPY", 2: "ZEROPAGE", 3: "FENCE", 4: "WAKE"}
@@ -42,11 +43,13 @@ class Serving:
     granularity: str = "cluster"
     trace: int = 0
     record: bool = False
+    fault_mode: str = "thread"
 
     def __post_init__(self) -> None:
         _check_word("privilege", self.privilege, _PRIVILEGES)
         _check_word("on_error", self.on_error, _ON_ERROR)
         _check_word("granularity", self.granularity, _GRANULARITIES)
+        _check_word("fault_mode", self.fault_mode, _FAULT_MODES)
         if not 0 <= self.trace <= _TRACE_MAX:
             raise ValueError(f"trace is {self.trace}: it can be from 0 to {_TRACE_MAX}")
 
@@ -57,6 +60,7 @@ class Serving:
         options.on_error = _ON_ERROR[self.on_error]
         options.granularity = _GRANULARITIES[self.granularity]
         options.record = self.record
+        options.fault_mode = _FAULT_MODES[self.fault_mode]
         return options
 
 

@@ -32,6 +32,7 @@ def restore(
     privilege: str = "full",
     on_error: str = "fence",
     granularity: str = "cluster",
+    fault_mode: str = "thread",
     at_original_address: bool = False,
     threads: int | None = None,
     trace: int = 0,
@@ -60,6 +61,12 @@ def restore(
         granularity: what a touch brings. "cluster": all of the page's cluster, for the fewest
             faults. "page": that page alone, for the smallest resident set; each then decodes its
             cluster again, unless it was the last one.
+        fault_mode: who answers a fault. "thread": a thread of the library's, which has to be woken.
+            "inline": the thread that touched, in a handler of SIGBUS, several times as fast; it
+            needs no right. Only for programs that never hand pages which are not there to system
+            calls: these fail with EFAULT or stop short, with any `privilege`, unless the pages were
+            populated. Nor may a thread that touches them block SIGBUS: that kills. A handler of
+            SIGBUS that the program puts in place later gets these faults instead.
         at_original_address: map each region where it was when it was dumped. Only page-aligned
             regions; nothing is ever replaced.
         threads: decode on so many threads where everything is decoded now; None: one a core.
@@ -92,7 +99,7 @@ def restore(
         raise ValueError(f"prefetch is {prefetch!r}: it can be {', '.join(map(repr, _PREFETCH))}")
     if replay not in _REPLAY:
         raise ValueError(f"replay is {replay!r}: it can be {', '.join(map(repr, _REPLAY))}")
-    serving = Serving(privilege, on_error, granularity, trace, record is not None)
+    serving = Serving(privilege, on_error, granularity, trace, record is not None, fault_mode)
     return map_image(
         Image(path),
         lazy=lazy,

@@ -201,7 +201,7 @@ class SessionStats:
     """What a session has done so far.
 
     Attributes:
-        faults: fault messages served.
+        faults: faults answered.
         pages_copied: pages installed by UFFDIO_COPY, by a fault or ahead of one.
         pages_zeroed: pages installed by UFFDIO_ZEROPAGE.
         clusters_decoded: clusters read and decoded.

@@ -39,6 +39,7 @@ class Plan:
     replay: str
     privilege: str
     granularity: str
+    fault_mode: str
     or_eager: bool
     at_original_address: bool
     trace: bool
@@ -60,7 +61,7 @@ class LazyReport:
         first_access_us: from the start of opening to the first byte; None if none was touched.
         touch: "first", "sequential" or "random".
         touched_pages: pages of which a byte was read.
-        faults: fault messages that were served.
+        faults: faults that were answered.
         pages_copied, pages_zeroed: pages that they installed.
         clusters_decoded: clusters that were read for them.
         payload_bytes_read: their compressed length.
@@ -175,6 +176,7 @@ def _map(image: Image, plan: Plan) -> Session:
             serving=Serving(
                 privilege=plan.privilege,
                 granularity=plan.granularity,
+                fault_mode=plan.fault_mode,
                 trace=_TRACE_RECORDS if plan.trace else 0,
                 record=plan.record is not None and lazy,
             ),

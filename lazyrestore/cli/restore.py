@@ -99,6 +99,14 @@ def restore(
             " fewest faults; page is that page alone, for the least memory.  [default: cluster]",
         ),
     ] = None,
+    fault_mode: Annotated[
+        Literal["thread", "inline"] | None,
+        typer.Option(
+            help="With --lazy: who answers a fault: a thread of its own, or the one that touched,"
+            " in a signal handler, which is faster, but system calls on missing pages fail."
+            "  [default: thread]",
+        ),
+    ] = None,
     or_eager: Annotated[
         bool,
         typer.Option(
@@ -140,6 +148,7 @@ def restore(
         "--replay": replay,
         "--privilege": privilege,
         "--granularity": granularity,
+        "--fault-mode": fault_mode,
         "--or-eager": or_eager or None,
         "--at-original-address": at_original_address or None,
         "--trace": trace or None,
@@ -161,6 +170,7 @@ def restore(
             replay=replay or "beside",
             privilege=privilege or "full",
             granularity=granularity or "cluster",
+            fault_mode=fault_mode or "thread",
             or_eager=or_eager,
             at_original_address=at_original_address,
             trace=trace,

@@ -87,6 +87,13 @@ def test_granularity(make_image: MakeImage) -> None:
     assert (by_cluster["faults"], by_cluster["pages_copied"]) == (1, 16)
 
 
+def test_fault_mode(make_image: MakeImage) -> None:
+    """Inline, the threads that fault are the ones that touch: the main one, here."""
+    made = make_image({"a": "dz" * 8}, cluster_size=4096)
+    report = report_of(made.path, "--fault-mode", "inline", "--touch", "random")
+    assert (report["faults"], report["pages_copied"], report["touch_us"]["count"]) == (16, 8, 16)
+
+
 def test_more_than_there_are(make_image: MakeImage) -> None:
     image = make_image({"a": "d" * 3, "b": "d" * 2}, cluster_size=4096)
     for order in ("first", "sequential", "random"):

@@ -73,6 +73,8 @@ def test_an_image_without_regions(tmp_path):
         {"prefetch": None},
         {"granularity": "pages"},
         {"granularity": None},
+        {"fault_mode": "signal"},
+        {"fault_mode": None},
         {"privilege": "root"},
         {"privilege": None},
         {"trace": 1 << 40},
