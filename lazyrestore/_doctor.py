@@ -10,6 +10,7 @@ import pwd
 
 import lazyrestore
 
+from . import _wakeup
 from ._native import ffi, lib
 
 FULL = "full"
@@ -77,6 +78,7 @@ class Facts:
         cores: that this process may use.
         libzstd: path of the library, None: it is missing.
         version: of lazyrestore.
+        wakeup: what waking a thread costs; None: it was not measured.
     """
 
     device_error: int
@@ -99,6 +101,7 @@ class Facts:
     cores: int
     libzstd: str | None
     version: str
+    wakeup: _wakeup.Wakeup | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Diagnosis:
         remedies: what changes that, the narrowest first; any one of them is enough.
         features: those that matter here.
         warnings: other things that will get in the way.
+        settings: what makes demand faults faster, where waking is most of what they cost.
         facts: what all this was concluded from.
     """
 
@@ -121,6 +125,7 @@ class Diagnosis:
     remedies: tuple[Remedy, ...]
     features: tuple[Feature, ...]
     warnings: tuple[str, ...]
+    settings: tuple[_wakeup.Setting, ...]
     facts: Facts
 
 
@@ -181,6 +186,7 @@ def gather() -> Facts:
         cores=len(os.sched_getaffinity(0)),
         libzstd=_libzstd(),
         version=lazyrestore.__version__,
+        wakeup=_wakeup.measure(),
     )
 
 
@@ -202,6 +208,7 @@ def diagnose(facts: Facts) -> Diagnosis:
             for bit, name, since, without in _FEATURES
         ),
         warnings=tuple(_warnings(facts)),
+        settings=_wakeup.settings(facts.wakeup),
         facts=facts,
     )
 

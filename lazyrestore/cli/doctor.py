@@ -60,6 +60,7 @@ def _print(found: Diagnosis, verbose: bool) -> None:
             _print_wrapped(remedy.effect, "      ")
     for warning in found.warnings:
         _print_wrapped(warning, "warning: ")
+    _print_settings(found)
     print("this machine:")
     missing = [feature for feature in found.features if not feature.present]
     present = ", ".join(feature.name for feature in found.features if feature.present)
@@ -69,6 +70,7 @@ def _print(found: Diagnosis, verbose: bool) -> None:
         *((f"without {lack.name}", f"{lack.without} (Linux {lack.since})") for lack in missing),
         ("libzstd", facts.libzstd or "missing"),
         ("cores", str(facts.cores)),
+        ("waking a thread", _waking(found)),
         ("dump --pid", _dump_right(found)),
         ("lazyrestore", facts.version),
     ]
@@ -84,6 +86,32 @@ def _print(found: Diagnosis, verbose: bool) -> None:
             ("container", "yes" if facts.container else "no"),
         ]
     print_fields(fields)
+
+
+def _print_settings(found: Diagnosis) -> None:
+    if not found.settings:
+        return
+    from ._wakeup_text import print_settings
+
+    _print_wrapped(
+        "demand faults are slow here: idle cores halt, and waking one is most of a fault"
+        " ('lazyrestore bench hello' shows it); any one of these helps, the narrowest first:",
+        "",
+    )
+    print_settings(found.settings)
+
+
+def _waking(found: Diagnosis) -> str:
+    """What it costs."""
+    from ._show import duration
+
+    wakeup = found.facts.wakeup
+    if wakeup is None:
+        return "not measured"
+    same = f"{duration(wakeup.one_core_us)} on the same core"
+    if wakeup.idle_core_us is None:
+        return same
+    return f"{duration(wakeup.idle_core_us)} on an idle core, {same}"
 
 
 def _dump_right(found: Diagnosis) -> str:

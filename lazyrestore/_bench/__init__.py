@@ -1,0 +1,1 @@
+"""What `lazyrestore bench` measures, on the user's own machine."""
