@@ -12,6 +12,7 @@ from ._errors import UsageError, stopping_means
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lazyrestore._bench.hello import HelloReport
+    from lazyrestore._bench.image import BenchReport
 
 _HELLO = "hello"
 
@@ -39,9 +40,24 @@ def bench(
             help="With hello: write what each page took as started, in nanoseconds, a line each.",
         ),
     ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Draw it, as PNG or SVG: FILE ends with .png or .svg."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smaller part of the image, and fewer turns.")
+    ] = False,
+    repeat: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=parse_count, help="Turns.  [default: 5, with --quick 3]"),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure what lazy restores cost on this machine.
+
+    Ours and what there is instead in turns, on up to 256M of IMAGE's data, or of a program that is
+    dumped for this: the first access, single faults, and touching everything while a fill runs.
+    Takes about half a minute.
 
     'bench hello' is the classic demonstration of userfaultfd, and the least that a fault can cost:
     one thread touches pages, another polls, and answers each with a copy of one page that is
@@ -49,17 +65,102 @@ def bench(
     """
     with stopping_means("the measurement was given up: nothing is left of it"):
         if image == _HELLO:
-            _show_hello(pages, raw, json=json)
-        else:
-            if pages is not None or raw is not None:
-                raise UsageError("--pages and --raw belong to 'lazyrestore bench hello'")
-            raise UsageError("IMAGE is not there yet")
+            if quick or repeat is not None:
+                raise UsageError("--quick and --repeat do not belong to 'lazyrestore bench hello'")
+            _show_hello(pages, raw, plot, json=json)
+            return
+        if pages is not None or raw is not None:
+            raise UsageError("--pages and --raw belong to 'lazyrestore bench hello'")
+        _show_image(image, plot, is_quick=quick, repeats=repeat, json=json)
+
+
+# ---- IMAGE ---------------------------------------------------------------------------------------
+
+
+def _show_image(
+    path: str | None, plot: str | None, *, is_quick: bool, repeats: int | None, json: bool
+) -> None:
+    import dataclasses
+    import sys
+
+    if plot is not None:
+        _check_plot(plot)
+    from lazyrestore._bench import image
+
+    plan = image.QUICK if is_quick else image.Plan()
+    if repeats is not None:
+        plan = dataclasses.replace(plan, repeats=repeats)
+    is_terminal = sys.stderr.isatty()
+
+    def say(text: str) -> None:
+        if is_terminal:
+            print(text, file=sys.stderr, flush=True)
+
+    report = image.run(path, plan, say)
+    if plot is not None:
+        from lazyrestore._bench.plot import draw_image
+
+        draw_image(report, plot)
+    if json:
+        from ._show import print_json
+
+        print_json(report)
+        return
+    _print_image(report)
+
+
+def _print_image(report: BenchReport) -> None:
+    from ._show import count, duration, one_line, print_histogram, print_table, size
+    from ._wakeup_text import print_settings, print_wakeup, print_wrapped
+
+    print(one_line(f"measured: {report.measured}"))
+    print(
+        f"  {size(report.measured_bytes)} in clusters of {size(report.cluster_size)};"
+        f" medians of {report.repeats} turns"
+    )
+    rows = [
+        (
+            f"  {row.what}",
+            row.name,
+            duration(row.us),
+            row.other_name,
+            duration(row.other_us),
+            f"{row.ratio:.3f}" if row.ratio < 0.1 else f"{row.ratio:.2f}",
+        )
+        for row in report.rows
+    ]
+    print_table(("", "ours", "time", "beside", "theirs", "ratio"), rows, right="time theirs ratio")
+    pages = report.cluster_size // 4096
+    print(
+        f"  (a fault of ours brings a cluster, of up to {count(pages, 'page')}; hello's, one page)"
+    )
+    for name, latency in report.faults.items():
+        print_histogram(f"faults: {name}", latency.histogram)
+    print_wakeup(report.wakeup)
+    for sentence in report.explanation:
+        print_wrapped(sentence, "  ")
+    if report.settings:
+        print("what to do about it (any one of these, the narrowest first):")
+        print_settings(report.settings)
+    for note in report.notes:
+        print(one_line(f"note: {note}"))
+
+
+def _check_plot(path: str) -> None:
+    """Before anything is measured: the end of the name, and what draws."""
+    if not path.endswith((".png", ".svg")):
+        raise UsageError(f"--plot {path!r}: the name of a picture ends with .png or .svg")
+    from lazyrestore._bench.plot import check_available
+
+    check_available()
 
 
 # ---- hello -------------------------------------------------------------------------------------
 
 
-def _show_hello(pages: int | None, raw: str | None, *, json: bool) -> None:
+def _show_hello(pages: int | None, raw: str | None, plot: str | None, *, json: bool) -> None:
+    if plot is not None:
+        _check_plot(plot)
     from lazyrestore._bench import hello
 
     if raw is None:
@@ -68,6 +169,10 @@ def _show_hello(pages: int | None, raw: str | None, *, json: bool) -> None:
         with open(raw, "w", encoding="ascii") as file:  # first: it may not be allowed
             report, latencies = hello.run(pages or hello.DEFAULT_PAGES)
             file.writelines(f"{latency}\n" for latency in latencies)
+    if plot is not None:
+        from lazyrestore._bench.plot import draw_hello
+
+        draw_hello(report, plot)
     if json:
         from ._show import print_json
 
