@@ -147,6 +147,20 @@ static void follow(struct lr_near *near)
 	near->since = near->strays = 0;
 }
 
+/* Not before the first turn: going back takes a right that ordinary users do not have, and whoever
+ * closes the session waits for this thread. */
+static void become_near(struct lr_near *near)
+{
+	struct sched_param none = {0};
+
+	if (sched_setscheduler(0, SCHED_IDLE, &none) < 0) {
+		atomic_store_explicit(&near->is_unfit, true, memory_order_relaxed);
+		atomic_store_explicit(&near->is_over, true, memory_order_relaxed);
+	} else {
+		follow(near);
+	}
+}
+
 /* Serve what there is, with the turn. Whoever waits for a page is waked after the turn was given
  * back: he takes the processor at once, and keeps it for as long as he likes. */
 static bool serve_once(struct lr_pager *pager)
@@ -184,13 +198,9 @@ static void *run(void *argument)
 	struct lr_pager *pager = argument;
 	struct lr_near *near = &pager->near;
 	struct pollfd wait = {.fd = pager->target->uffd.fd, .events = POLLIN};
-	struct sched_param none = {0};
 
 	lr_pager_have_stack();
 	atomic_store(&near->id, (int32_t)syscall(SYS_gettid));
-	/* For good: going back takes a right that ordinary users do not have. */
-	if (sched_setscheduler(0, SCHED_IDLE, &none) < 0)
-		atomic_store(&near->is_unfit, true);
 	while (!atomic_load_explicit(&near->is_stopping, memory_order_relaxed)) {
 		bool is_first = true;
 
@@ -203,7 +213,7 @@ static void *run(void *argument)
 			bool is_more;
 
 			if (is_first)
-				follow(near);
+				become_near(near);
 			is_first = false;
 			is_more = serve_once(pager);
 			poll(&wait, 1, is_more ? 1 : WAIT_MS);
@@ -215,15 +225,25 @@ static void *run(void *argument)
 void lr_near_start(struct lr_pager *pager)
 {
 	struct lr_near *near = &pager->near;
-	cpu_set_t allowed;
-
 	near->processor = -1;
 	near->processors = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
-	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0 || CPU_COUNT(&allowed) < 2)
+	if (sched_getaffinity(0, sizeof(near->allowed), &near->allowed) < 0
+	    || CPU_COUNT(&near->allowed) < 2)
 		return;
 	near->is_running = lr_pager_create_thread(&near->thread, run, pager) == 0;
 	if (near->is_running)
 		pthread_setname_np(near->thread, "lazyrestore-nr");
+}
+
+/* It was put aside in the middle: have it run on any processor, and as others do, if that is
+ * allowed. */
+static void help(const struct lr_near *near)
+{
+	struct sched_param none = {0};
+	pid_t id = atomic_load(&near->id);
+
+	sched_setaffinity(id, sizeof(near->allowed), &near->allowed);
+	sched_setscheduler(id, SCHED_OTHER, &none);
 }
 
 void lr_near_stop(struct lr_near *near)
@@ -234,22 +254,13 @@ void lr_near_stop(struct lr_near *near)
 	/* Past the look at `is_stopping` it may be about to wait: then `turn` is another. */
 	atomic_store_explicit(&near->turn, LR_NEAR_SERVES, memory_order_release);
 	syscall(SYS_futex, &near->turn, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+	if (near->was_lent)
+		help(near);
 	pthread_join(near->thread, NULL);
 	near->is_running = false;
 }
 
 /* ---- Who looks after it ---- */
-
-/* It was put aside in the middle: have it run on any processor, and as others do, if that is
- * allowed. */
-static void help(const struct lr_near *near, const cpu_set_t *all)
-{
-	struct sched_param none = {0};
-	pid_t id = atomic_load(&near->id);
-
-	sched_setaffinity(id, sizeof(*all), all);
-	sched_setscheduler(id, SCHED_OTHER, &none);
-}
 
 static void undo_help(struct lr_near *near)
 {
@@ -259,13 +270,13 @@ static void undo_help(struct lr_near *near)
 	near->processor = -1;
 }
 
-static void take_back(struct lr_near *near, bool is_helped, const cpu_set_t *all)
+static void take_back(struct lr_near *near, bool is_helped)
 {
 	struct timespec pause = {.tv_nsec = 20000};
 
 	for (uint32_t tries = 0; !take_turn(near, LR_NEAR_WAITS, LR_NEAR_AWAY); tries++) {
 		if (tries == 20 && !is_helped) {
-			help(near, all);
+			help(near);
 			is_helped = true;
 		}
 		nanosleep(&pause, NULL);
@@ -310,14 +321,15 @@ void lr_near_lend(struct lr_pager *pager)
 	uint32_t still = 0;
 	int32_t kept_from = -1, processor;
 	bool is_helped = false, starves = false, is_busy = false;
-	cpu_set_t all;
 
 	/* This thread and the toucher. */
 	if (is_machine_busy(near, 2)) {
 		near->banned_until_ns = near->served_ns + BUSY_NS;
 		return;
 	}
-	sched_getaffinity(0, sizeof(all), &all);
+	near->was_lent = true;
+	/* It may have been changed from outside. */
+	sched_getaffinity(0, sizeof(near->allowed), &near->allowed);
 	atomic_store_explicit(&near->is_over, false, memory_order_relaxed);
 	/* Release: partner of the acquire in take_turn. */
 	atomic_store_explicit(&near->turn, LR_NEAR_WAITS, memory_order_release);
@@ -330,7 +342,7 @@ void lr_near_lend(struct lr_pager *pager)
 
 		processor = atomic_load_explicit(&near->processor, memory_order_relaxed);
 		if (processor != kept_from)
-			keep_away(processor, &all);
+			keep_away(processor, &near->allowed);
 		kept_from = processor;
 		still = rounds == last ? still + 1 : 0;
 		last = rounds;
@@ -339,7 +351,7 @@ void lr_near_lend(struct lr_pager *pager)
 		if (atomic_load_explicit(&near->turn, memory_order_relaxed) == LR_NEAR_SERVES) {
 			/* Reading a slow disk, or it does not get the processor. */
 			if (still > 1 && !is_helped)
-				help(near, &all);
+				help(near);
 			is_helped |= still > 1;
 			continue;
 		}
@@ -347,8 +359,8 @@ void lr_near_lend(struct lr_pager *pager)
 		if (starves || still >= QUIET_ROUNDS)
 			break;
 	}
-	take_back(near, is_helped, &all);
-	sched_setaffinity(0, sizeof(all), &all);
+	take_back(near, is_helped);
+	sched_setaffinity(0, sizeof(near->allowed), &near->allowed);
 	if (starves || is_helped || is_busy)
 		ban(near, last - begun);
 }

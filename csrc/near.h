@@ -16,6 +16,7 @@
 #define LR_NEAR_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -32,6 +33,8 @@ struct lr_near {
 	pthread_t thread;
 	bool is_running;
 	uint32_t processors;       /* of the machine */
+	cpu_set_t allowed;         /* to the pager's own thread */
+	bool was_lent;             /* so it is of the class IDLE now */
 	bool ignores_load;         /* for tests: may have the turn on a busy machine too */
 	_Atomic bool is_unfit;     /* what it needs is not allowed here */
 	_Atomic bool is_stopping;  /* `turn` is waited on, and waked */
