@@ -97,11 +97,6 @@ static void lock(struct lr_pager *pager)
 	atomic_fetch_sub(&pager->wanting, 1);
 }
 
-static void unlock(struct lr_pager *pager)
-{
-	pthread_mutex_unlock(&pager->loader.busy);
-}
-
 /* ---- Entries ---- */
 
 static struct lr_inline *hold(struct lr_inline_entry *entry)
@@ -168,7 +163,7 @@ static int install(struct lr_inline *in_thread, struct lr_pool_slot *slot, struc
 		if (code == LR_OK && outcome.action == LR_ACTION_FENCE && was_fenced)
 			*ret_verdict = REFUSED;
 	}
-	unlock(pager);
+	pthread_mutex_unlock(&pager->loader.busy);
 	return code;
 }
 
@@ -234,7 +229,7 @@ static bool find_for_sure(struct lr_inline *in_thread, uint64_t page)
 	is_there = lr_target_find(in_thread->pager->target, page, &piece);
 	if (is_there)
 		widen(in_thread->entry, &piece);
-	unlock(in_thread->pager);
+	pthread_mutex_unlock(&in_thread->pager->loader.busy);
 	return is_there;
 }
 
@@ -281,33 +276,35 @@ static bool give_zeros(struct lr_inline *in_thread, uint64_t page, uint64_t limi
 			done = lr_uffd_zeropage(&target->uffd, page,
 						end_of_elsewhere(target, page, limit) - page);
 	}
-	unlock(pager);
+	pthread_mutex_unlock(&pager->loader.busy);
 	if (done < 0 && done != -EEXIST)
 		sleep_ns(PAUSE_NS);
 	return is_ours;
 }
 
-/* True where the touch is to be repeated. */
-static bool answer_elsewhere(uint64_t address)
+/* Whether one of any session's does. */
+static bool find_in_any(uint64_t page, bool *ret_is_closing)
 {
-	uint64_t page = address & ~(uint64_t)(sysconf(_SC_PAGESIZE) - 1);
-	struct lr_mapping mapping = {0};
-	bool is_closing = false;
-	int found;
+	bool is_there = false;
 
-	for (uint32_t i = 0, count = entries_in_use(); i < count; i++) {
+	for (uint32_t i = 0, count = entries_in_use(); i < count && !is_there; i++) {
 		struct lr_inline *in_thread = hold(&entries[i]);
 
 		if (in_thread) {
-			bool is_there = find_for_sure(in_thread, page);
-
-			is_closing |= atomic_load(&in_thread->is_closing);
+			is_there = find_for_sure(in_thread, page);
+			*ret_is_closing |= atomic_load(&in_thread->is_closing);
 			let_go(&entries[i]);
-			if (is_there)
-				return true;
 		}
 	}
-	found = lr_mapping_find(page, &mapping);
+	return is_there;
+}
+
+/* True where the touch is to be repeated. */
+static bool answer_elsewhere(uint64_t page, bool is_closing)
+{
+	struct lr_mapping mapping = {0};
+	int found = lr_mapping_find(page, &mapping);
+
 	/* Nothing there any more, or nothing that may be touched: the kernel says so itself. A
 	 * file, or memory that is shared: its owner's affair. */
 	if (found == 0 || (found > 0 && !mapping.is_accessible))
@@ -343,8 +340,8 @@ static bool is_write_in(const void *context)
 #endif
 }
 
-/* True where the touch is to be repeated. */
-static bool answer_fault(struct lr_waiting *fault)
+/* By what is known without a lock. */
+static enum verdict serve_known(struct lr_waiting *fault)
 {
 	enum verdict verdict = ELSEWHERE;
 
@@ -360,9 +357,23 @@ static bool answer_fault(struct lr_waiting *fault)
 		verdict = serve(in_thread, fault);
 		let_go(&entries[i]);
 	}
-	if (verdict == ELSEWHERE)
-		return answer_elsewhere(fault->address);
-	return verdict == AGAIN;
+	return verdict;
+}
+
+/* True where the touch is to be repeated. */
+static bool answer_fault(struct lr_waiting *fault)
+{
+	enum verdict verdict = serve_known(fault);
+	bool is_closing = false;
+	uint64_t page;
+
+	if (verdict != ELSEWHERE)
+		return verdict == AGAIN;
+	page = fault->address & ~(uint64_t)(sysconf(_SC_PAGESIZE) - 1);
+	/* The first touch of a piece, or of one that has just been moved there. */
+	if (find_in_any(page, &is_closing))
+		return serve_known(fault) != REFUSED;
+	return answer_elsewhere(page, is_closing);
 }
 
 static bool answer(int number, const siginfo_t *info, void *context)
@@ -457,11 +468,6 @@ int lr_inline_open(struct lr_inline *in_thread, struct lr_pager *pager)
 	if (code < 0)
 		lr_pool_close(&in_thread->pool);
 	return code;
-}
-
-void lr_inline_begin_close(struct lr_inline *in_thread)
-{
-	atomic_store(&in_thread->is_closing, true);
 }
 
 void lr_inline_close(struct lr_inline *in_thread)

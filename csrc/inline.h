@@ -35,7 +35,10 @@ static inline bool lr_inline_is_on(const struct lr_inline *in_thread)
  * sessions, or too many handlers of the program's between ours. */
 int lr_inline_open(struct lr_inline *in_thread, struct lr_pager *pager);
 /* Before anything of the target is taken apart. */
-void lr_inline_begin_close(struct lr_inline *in_thread);
+static inline void lr_inline_begin_close(struct lr_inline *in_thread)
+{
+	atomic_store(&in_thread->is_closing, true);
+}
 /* Wait until no thread is in here for it. Memory that is still missing must be fenced, or gone. */
 void lr_inline_close(struct lr_inline *in_thread);
 
