@@ -9,7 +9,7 @@ import time
 import traceback
 from pathlib import Path
 
-from . import dumps, faults, first, machine, sweeps, working_set
+from . import anatomy, dumps, faults, first, machine, scale, sweeps, working_set
 from .bench import Bench, Group
 from .data import MIB, NAMES, ROOT, Data
 from .runner import NotMeasuredError, Row, table
@@ -35,6 +35,12 @@ GROUPS: dict[str, Group] = {
     "clusters": sweeps.no_fill,
     "raw": sweeps.raw_mmap,
     "npz": sweeps.npz,
+    "segv": faults.against_signals,
+    "sizes": scale.sizes,
+    "threads": scale.threads,
+    "sessions": scale.sessions,
+    "anatomy": anatomy.parts,
+    "calls": anatomy.system_calls,
 }
 
 
@@ -55,6 +61,19 @@ def run(bench: Bench, wanted: list[str]) -> list[Row]:
             rows.append(Row(name, group.__name__.replace("_", " "), note=f"failed: {error}"))
         bench.say(f"  {time.monotonic() - begin:.0f} s")
     return rows
+
+
+def _draw(found: dict[str, object], folder: Path) -> list[str]:
+    """The pictures; none where nothing draws them."""
+    try:
+        from .plots import draw_all
+
+        return draw_all(found, folder)
+    except ImportError:
+        print("no pictures: pip install matplotlib", file=sys.stderr)
+    except Exception as error:  # a picture that fails shall not lose the figures
+        print(f"no pictures: {error!r}", file=sys.stderr)
+    return []
 
 
 def main() -> int:
@@ -99,7 +118,8 @@ def main() -> int:
     path = options.results / ("results.json" if not options.rows else "some.json")
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
-    print(f"{path}")
+    made = _draw(found, options.results)
+    print(f"written: {path}" + (f", and pictures: {', '.join(made)}" if made else ""))
     return int(options.check and any(row.met is False for row in rows))
 
 

@@ -360,8 +360,11 @@ def record_working_set(image: str, record: str, cluster_size: int, seed: int) ->
 def use_working_set(
     image: str, cluster_size: int, seed: int, is_cold: bool, **options: Any
 ) -> dict[str, Any]:
-    """Touch the chosen pages: from the call of restore() to the last of them."""
+    """Touch the chosen pages: from the call of restore() to the last of them, in a warm process."""
     import numpy as np
+
+    with restored(image, **options) as session:
+        session["memory"][0]
 
     length = lazyrestore.open(image).regions[0].length
     order = np.array(chosen_pages(length, cluster_size, seed))
@@ -393,7 +396,71 @@ def dump(raw: str, image: str, **options: Any) -> dict[str, Any]:
     return {"us": took, "stored_bytes": report.stored_bytes}
 
 
+# ---- What a fault is made of ---------------------------------------------------------------------
+
+
+def decode(image: str, clusters: int) -> dict[str, Any]:
+    """Reading, checking and decoding clusters in random order, by one thread, into a buffer."""
+    import random
+
+    opened = lazyrestore.open(image)
+    numbers = list(range(opened.cluster_count))
+    random.Random(1).shuffle(numbers)
+    room = bytearray(opened.cluster_size)
+    target = ffi.from_buffer(room)
+    took = array("I")
+    with opened.reader() as reader:
+        for number in numbers[:clusters]:
+            begin = now()
+            lib.lr_reader_get_data(reader.handle, number, target, ffi.NULL)
+            took.append(now() - begin)
+    return distribution(took)
+
+
+def anonymous(pages: int) -> dict[str, Any]:
+    """First touches of ordinary memory."""
+    memory = mmap.mmap(-1, pages * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    address = int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
+    took = array("I", bytes(4 * pages))
+    target = ffi.from_buffer("uint32_t[]", took)
+    lib.lr_touch(ffi.cast("void *", address), pages * PAGE, PAGE, 0, 0, 0, pages, target)
+    return distribution(took)
+
+
+def service(image: str, pages: int, **options: Any) -> dict[str, Any]:
+    """Random touches: what they waited, and how much of that the pager had the message."""
+    with restored(image, prefetch="none", **options) as session:
+        region = session["memory"]
+        region.touch(pages, order="random", seed=1)
+        stats = session.stats()
+        assert stats.touch_us is not None
+        assert stats.service_us is not None
+        return {
+            "touch": stats.touch_us.p50,
+            "service": stats.service_us.p50,
+            "faults": stats.faults,
+        }
+
+
 # ---- Scale ---------------------------------------------------------------------------------------
+
+
+def touch_spread(image: str, step: int, pages: int) -> dict[str, Any]:
+    """Single touches of pages that are `step` apart, in random order."""
+    import random
+
+    with restored(image, prefetch="none") as session:
+        region = session["memory"]
+        offsets = [number * step for number in range(region.length // step)]
+        random.Random(1).shuffle(offsets)
+        waits, room = array("I"), array("I", bytes(4))
+        target = ffi.from_buffer("uint32_t[]", room)
+        for offset in offsets[:pages]:
+            memory = ffi.cast("void *", region.address + offset)
+            lib.lr_touch(memory, PAGE, PAGE, 0, 0, 0, 1, target)
+            waits.append(room[0])
+        return distribution(waits)
 
 
 def faulting_threads(image: str, threads: int, pages: int) -> dict[str, Any]:
@@ -429,6 +496,7 @@ def many_sessions(image: str, sessions: int, pages: int) -> dict[str, Any]:
     """So many sessions in one process: what one more takes to open, and a fault in any of them."""
     import random
 
+    restored(image, prefetch="none").close()  # modules are imported then
     opened, held = [], []
     for _ in range(sessions):
         begin = now()
@@ -456,6 +524,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
         *(hello, wakeup, touch, touch_while_filling, sweep, resident, eager, first_access),
         *(memory_after_first_access, private_frames, resident_over_time, mapped, mapped_first),
         *(npz, record_working_set, use_working_set, dump, faulting_threads, many_sessions),
+        *(touch_spread, decode, anonymous, service),
     )
 }
 

@@ -127,6 +127,20 @@ class Data:
             f"sparse-{nbytes // MIB}m.lzr", lambda path: write_sparse_image(str(path), nbytes)
         )
 
+    def spread(self, nbytes: int, name: str, clusters: int = 1024) -> Path:
+        """So many clusters of data, evenly over an image of any size, and zeros between."""
+        step = nbytes // clusters
+
+        def make(path: Path) -> None:
+            data = self.raw(name).read_bytes()[: clusters << 16]
+            with ImageWriter(path, source="data between zeros") as image:
+                image.add_region("memory")
+                for number in range(clusters):
+                    image.write(data[number << 16 : (number + 1) << 16])
+                    image.zero(step - 65536)
+
+        return self._made(f"spread-{nbytes // MIB}m.lzr", make)
+
     def zeros(self, pages: int) -> Path:
         """Nothing but pages of zeros."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from . import peers
 from .bench import Bench, pick
 from .runner import Row, in_turns
 
@@ -115,6 +116,35 @@ def zero_pages(bench: Bench) -> Iterator[Row]:
             ours=pick(found["zeropage"], "p50"),
             peer_name="COPY of zeros",
             peer=pick(found["copy"], "p50"),
+        )
+
+
+def against_signals(bench: Bench) -> Iterator[Row]:
+    """A pager by SIGSEGV and mprotect, which copies ready bytes: µs, mappings, where it ends."""
+    name = bench.names[0]
+    image = bench.data.image(name, 4096)
+    pages = min(_QUICK_PAGES if bench.is_quick else _PAGES, bench.data.pages)
+    many = 300_000
+    for order in ("sequential", "random"):
+        found = in_turns(
+            {
+                "ours": lambda order=order: bench.child(
+                    "touch", image=image, pages=pages, order=order, confine=True
+                ),
+                "segv": lambda order=order: peers.segv_touch(pages, order),
+            },
+            bench.few,
+        )
+        end = peers.segv_touch(many, order)
+        ends = f"ENOMEM at page {end['enomem_at']}" if end["enomem_at"] else "no end"
+        yield Row(
+            "segv",
+            f"fault p50, 4K, one core, {order}",
+            data=name,
+            ours=pick(found["ours"], "p50"),
+            peer_name="SIGSEGV + mprotect",
+            peer=pick(found["segv"], "p50"),
+            note=f"it: {found['segv'][0]['mappings']:.0f} mappings; of {many} pages: {ends}",
         )
 
 

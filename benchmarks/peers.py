@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import tempfile
@@ -70,8 +71,17 @@ def pack(raw: Path) -> tuple[float, int]:
         path.unlink(missing_ok=True)
 
 
-def segv_pager() -> Path:
-    """The program in segv_pager.c, built."""
+def segv_touch(pages: int, order: str) -> dict[str, float]:
+    """Run segv_pager.c."""
+    done = subprocess.run(
+        [_segv_pager(), str(pages), order], check=True, capture_output=True, text=True, timeout=120
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def _segv_pager() -> Path:
+    """The program, built."""
     source = ROOT / "benchmarks" / "segv_pager.c"
     program = ROOT / "build" / "bench" / "segv_pager"
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
