@@ -118,10 +118,20 @@ def table(rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     verdict = {True: "met", False: "MISSED", None: ""}[row.met]
     ratio = "" if row.ratio is None else f"{figure(row.ratio)}×"
-    note = f"{verdict}  {row.note}".strip() if row.note else verdict
+    note = "  ".join(filter(None, (verdict, row.note, *_spreads(row))))
     what = f"{row.what}, against {row.peer_name}" if row.peer_name else row.what
     values = [f"{figure(statistics.median(v))} {row.unit}" if v else "-" for v in _values(row)]
     return (row.row, what, row.data, values[0], values[1], ratio, row.target, note)
+
+
+def _spreads(row: Row) -> list[str]:
+    """Where turns differ by more than twice: the least and the most."""
+    names = (row.ours_name, row.peer_name)
+    return [
+        f"{name}: {figure(min(values))} to {figure(max(values))}"
+        for name, values in zip(names, _values(row), strict=True)
+        if len(values) > 1 and max(values) > 2 * min(values)
+    ]
 
 
 def _values(row: Row) -> tuple[Sequence[float], Sequence[float]]:
