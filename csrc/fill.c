@@ -13,8 +13,11 @@
 #include <unistd.h>
 
 #define STACK_BYTES (256u << 10)
-/* How much is loaded between two looks at the memory that is left. */
-#define STEP_BYTES (1u << 20)
+/* How many of the clusters that are wanted first a worker takes at once. */
+#define FIRST_STEP 4u
+/* How often, and after how long, a range is tried to be given back. */
+#define RELEASE_TRIES    100
+#define RELEASE_PAUSE_NS 2000000
 
 /* Only what nobody else wants of the processors and of the disk. */
 static void yield_to_all(void)
@@ -34,57 +37,173 @@ static bool goes_on(int code)
 	return code != LR_ERR_NOMEM && code != LR_ERR_GONE;
 }
 
-static int fill_range(struct lr_fill *fill, struct lr_range *range)
+static bool is_over(const struct lr_fill *fill)
 {
-	uint64_t cluster_size = fill->pager->target->image->info.cluster_size;
-	uint64_t cluster = range->region.first_cluster, run;
-	uint64_t end = cluster + range->region.cluster_count, unchecked = STEP_BYTES;
-	struct lr_problem problem = {0};
-	int code = LR_OK;
-
-	while (cluster < end && goes_on(code) && lr_range_state(range) == LR_RANGE_ACTIVE
-	       && !atomic_load_explicit(&fill->is_stopping, memory_order_relaxed)) {
-		if (unchecked >= STEP_BYTES) {
-			if (!lr_headroom_allows(&fill->headroom, STEP_BYTES + cluster_size))
-				return LR_ERR_NOMEM;
-			unchecked = 0;
-		}
-		code = lr_feed_load(&fill->feed, range, cluster, end, &run, &problem);
-		/* The program closed all descriptors: the pager has its own, this thread not. */
-		if (code < 0 && problem.os_error == EBADF)
-			return LR_ERR_GONE;
-		cluster += run;
-		unchecked += cluster_size;
-	}
-	return code;
+	return atomic_load_explicit(&fill->is_stopping, memory_order_relaxed)
+	       || !goes_on(atomic_load_explicit(&fill->code, memory_order_relaxed));
 }
 
-/* The clusters that are wanted first. */
-static int fill_first(struct lr_fill *fill)
+/* Note a result: what ends it all ends it for all workers. */
+static void note(struct lr_fill *fill, int code)
 {
-	const struct lr_image *image = fill->pager->target->image;
+	if (!goes_on(code))
+		atomic_store_explicit(&fill->code, code, memory_order_relaxed);
+}
+
+/* Each worker may load as much before the next looks. */
+static bool is_room(struct lr_fill *fill, uint64_t bytes)
+{
+	bool is_room = lr_headroom_allows(&fill->headroom, (fill->worker_count + 1) * bytes);
+
+	if (!is_room)
+		note(fill, LR_ERR_NOMEM);
+	return is_room;
+}
+
+/* Have a cluster loaded by the feed: also one that cannot be loaded, to be fenced. */
+static int feed(struct lr_worker *worker, struct lr_range *range, uint64_t cluster)
+{
 	struct lr_problem problem = {0};
-	int code = LR_OK, last;
 	uint64_t run;
+	int code = lr_feed_load(&worker->feed, range, cluster, cluster + 1, &run, &problem);
 
-	for (uint64_t i = 0; i < fill->first_count && goes_on(code)
-			     && !atomic_load_explicit(&fill->is_stopping, memory_order_relaxed);
-	     i++) {
-		uint64_t cluster = fill->first[i];
-		int64_t region = lr_image_region_of_cluster(image, cluster);
-		struct lr_range *range = &fill->pager->target->ranges[region < 0 ? 0 : region];
-
-		if (lr_range_state(range) != LR_RANGE_ACTIVE)
-			continue;
-		if (!lr_headroom_allows(&fill->headroom, STEP_BYTES + image->info.cluster_size))
-			return LR_ERR_NOMEM;
-		code = lr_feed_load(&fill->feed, range, cluster, cluster + 1, &run, &problem);
-		if (code < 0 && problem.os_error == EBADF)
-			return LR_ERR_GONE;
-	}
-	last = lr_feed_finish(&fill->feed, NULL);
-	return goes_on(code) ? last : code;
+	/* The program closed all descriptors: the pager has its own, this thread not. */
+	return code < 0 && problem.os_error == EBADF ? LR_ERR_GONE : code;
 }
+
+/* ---- The clusters that are wanted first ---- */
+
+static void fill_first(struct lr_worker *worker)
+{
+	struct lr_fill *fill = worker->fill;
+	struct lr_target *target = fill->pager->target;
+
+	while (!is_over(fill)) {
+		uint64_t next = atomic_fetch_add_explicit(&fill->next_first, FIRST_STEP,
+							  memory_order_relaxed);
+
+		if (next >= fill->first_count
+		    || !is_room(fill, FIRST_STEP * target->image->info.cluster_size))
+			break;
+		for (uint64_t i = next; i < next + FIRST_STEP && i < fill->first_count; i++) {
+			int64_t region = lr_image_region_of_cluster(target->image, fill->first[i]);
+
+			if (region >= 0
+			    && lr_range_state(&target->ranges[region]) == LR_RANGE_ACTIVE)
+				note(fill, feed(worker, &target->ranges[region], fill->first[i]));
+		}
+	}
+	note(fill, lr_feed_finish(&worker->feed, NULL));
+}
+
+/* ---- Chunks ---- */
+
+/* Nothing of a cluster is left to load within its range. */
+static bool is_settled(const struct lr_target *target, const struct lr_range *range,
+		       uint64_t cluster)
+{
+	uint64_t begin = (cluster - range->region.first_cluster) * target->image->info.cluster_size;
+	uint64_t end = begin + target->image->info.cluster_size;
+	uint64_t last = lr_target_page(target, range, end < range->bytes ? end : range->bytes);
+
+	return lr_pageset_get(&target->clusters, cluster) == LR_STATE_SETTLED
+	       || lr_pageset_next(&target->clusters, lr_target_page(target, range, begin), last,
+				  false)
+			  >= last;
+}
+
+/* Wait for what a stage was given last. */
+static void collect(struct lr_worker *worker, uint32_t number)
+{
+	struct lr_stage *stage = &worker->stages[number];
+	struct lr_chunk *chunk = &worker->chunks[number];
+	int code;
+
+	if (!stage->is_used)
+		return;
+	code = lr_stage_wait(stage);
+	note(worker->fill, code);
+	if (code < 0)
+		lr_chunks_put(&worker->fill->chunks, chunk, LR_CHUNK_FAILED);
+}
+
+/* Decode what is missing of a chunk. It is LR_CHUNK_TODO still where it was left: somebody came to
+ * touch it, and has it brought himself. */
+static enum lr_chunk_state gather(struct lr_worker *worker, const struct lr_chunk *chunk,
+				  struct lr_stage *stage)
+{
+	struct lr_fill *fill = worker->fill;
+	const struct lr_image_info *info = &fill->pager->target->image->info;
+	struct lr_decoder *decoder = &worker->feed.decoder;
+	uint64_t first = chunk->range->region.first_cluster, cluster_size = info->cluster_size;
+	uint64_t cluster = first + chunk->offset / cluster_size;
+	uint64_t end = first + (chunk->offset + chunk->bytes + cluster_size - 1) / cluster_size;
+	const _Atomic uint64_t *touched = &fill->pager->loader.touched;
+	uint64_t before = atomic_load_explicit(touched, memory_order_relaxed);
+	enum lr_chunk_state state = LR_CHUNK_ZERO;
+	struct lr_problem problem;
+
+	for (; cluster < end && !is_over(fill); cluster++) {
+		uint64_t now = atomic_load_explicit(touched, memory_order_relaxed);
+		int code;
+
+		if (now != before && lr_chunk_has(chunk, now - 1, cluster_size)
+		    && lr_stage_data_pages(stage) > 0)
+			return LR_CHUNK_TODO;
+		if (is_settled(fill->pager->target, chunk->range, cluster))
+			continue;
+		code = lr_decoder_find(decoder, &chunk->range->region, cluster, &problem);
+		if (code == LR_OK)
+			code = lr_stage_add(stage, decoder, &problem);
+		if (code < 0) {
+			note(fill, feed(worker, chunk->range, cluster));
+			state = LR_CHUNK_FAILED;
+		} else if (decoder->info.data_pages > 0 && state == LR_CHUNK_ZERO) {
+			state = LR_CHUNK_DONE;
+		}
+	}
+	return cluster < end ? LR_CHUNK_TODO : state;
+}
+
+static void fill_chunk(struct lr_worker *worker, const struct lr_chunk *chunk)
+{
+	struct lr_fill *fill = worker->fill;
+	uint32_t number = worker->next;
+	struct lr_stage *stage = &worker->stages[number];
+	enum lr_chunk_state state;
+
+	collect(worker, number);
+	worker->chunks[number] = *chunk;
+	worker->next = (number + 1) % LR_FILL_STAGES;
+	lr_stage_begin(stage, chunk->range, chunk->offset, chunk->bytes, chunk->lead);
+	state = gather(worker, chunk, stage);
+	/* Put back before it is in place: what comes of it is known when all workers are done. */
+	lr_chunks_put(&fill->chunks, chunk, state);
+	if (state != LR_CHUNK_ZERO)
+		lr_stage_submit(stage, fill->pager);
+}
+
+static void fill_chunks(struct lr_worker *worker)
+{
+	struct lr_fill *fill = worker->fill;
+	struct lr_chunk chunk;
+
+	while (!is_over(fill)
+	       && lr_chunks_take(
+		       &fill->chunks,
+		       atomic_load_explicit(&fill->pager->loader.touched, memory_order_relaxed),
+		       &chunk)) {
+		if (lr_range_state(chunk.range) != LR_RANGE_ACTIVE)
+			lr_chunks_put(&fill->chunks, &chunk, LR_CHUNK_FAILED);
+		else if (is_room(fill, 2 * chunk.bytes))
+			fill_chunk(worker, &chunk);
+	}
+	for (uint32_t i = 0; i < LR_FILL_STAGES; i++)
+		collect(worker, i);
+	note(fill, lr_feed_finish(&worker->feed, NULL));
+}
+
+/* ---- The end ---- */
 
 static void set_state(_Atomic uint32_t *state, int code)
 {
@@ -94,23 +213,69 @@ static void set_state(_Atomic uint32_t *state, int code)
 	syscall(SYS_futex, state, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
+/* Give back what is complete. Not to be had while somebody changes it, or forks: then it stays as
+ * it is, which costs him a wait and nothing else. */
+static void release(struct lr_fill *fill, struct lr_range *range)
+{
+	struct timespec pause = {.tv_nsec = RELEASE_PAUSE_NS};
+	int code = LR_ERR_BUSY;
+
+	for (int tries = 0; tries < RELEASE_TRIES && code == LR_ERR_BUSY && !is_over(fill);
+	     tries++) {
+		struct lr_job job = {
+			.range = range, .act = fill->release, .context = &fill->chunks};
+
+		if (tries > 0)
+			nanosleep(&pause, NULL);
+		lr_pager_submit(fill->pager, &job);
+		code = lr_job_wait(&job);
+	}
+}
+
+/* By the last worker. */
+static void end(struct lr_fill *fill)
+{
+	struct lr_target *target = fill->pager->target;
+
+	for (uint32_t i = 0; i < target->image->info.region_count && fill->release
+			     && !fill->first_only && !is_over(fill);
+	     i++) {
+		struct lr_range *range = &target->ranges[i];
+
+		if (lr_range_state(range) == LR_RANGE_ACTIVE && !range->is_owned
+		    && lr_chunks_complete(&fill->chunks, range))
+			release(fill, range);
+	}
+	set_state(&fill->state, atomic_load_explicit(&fill->code, memory_order_relaxed));
+}
+
+/* True for the last. */
+static bool leave(_Atomic uint32_t *left)
+{
+	/* What all have done is seen by the last. */
+	return atomic_fetch_sub_explicit(left, 1, memory_order_acq_rel) == 1;
+}
+
 static void *run(void *argument)
 {
-	struct lr_fill *fill = argument;
-	struct lr_target *target = fill->pager->target;
-	int code = fill_first(fill), last;
+	struct lr_worker *worker = argument;
+	struct lr_fill *fill = worker->fill;
 
-	set_state(&fill->first_state, code);
+	fill_first(worker);
+	if (leave(&fill->left_first))
+		set_state(&fill->first_state,
+			  atomic_load_explicit(&fill->code, memory_order_relaxed));
 	yield_to_all();
-	for (uint32_t i = 0;
-	     i < target->image->info.region_count && goes_on(code) && !fill->first_only; i++)
-		code = fill_range(fill, &target->ranges[i]);
-	last = lr_feed_finish(&fill->feed, NULL);
-	set_state(&fill->state, goes_on(code) ? last : code);
+	if (!fill->first_only)
+		fill_chunks(worker);
+	for (uint32_t i = 0; i < LR_FILL_STAGES; i++)
+		lr_stage_close(&worker->stages[i]);
+	if (leave(&fill->left))
+		end(fill);
 	return NULL;
 }
 
-static int start_thread(struct lr_fill *fill)
+static int start_thread(struct lr_worker *worker)
 {
 	pthread_attr_t attributes;
 	sigset_t all, before;
@@ -121,14 +286,16 @@ static int start_thread(struct lr_fill *fill)
 	pthread_attr_setstacksize(&attributes, STACK_BYTES);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&fill->thread, &attributes, run, fill);
+	error = pthread_create(&worker->thread, &attributes, run, worker);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attributes);
 	if (error)
 		return error == ENOMEM ? LR_ERR_NOMEM : LR_ERR_LIMIT;
-	pthread_setname_np(fill->thread, "lazyrestore-fill");
+	pthread_setname_np(worker->thread, "lazyrestore-fill");
 	return LR_OK;
 }
+
+/* ---- The beginning ---- */
 
 /* A copy: the caller's memory may be lazy, and may change. */
 static int copy_first(struct lr_fill *fill, const struct lr_fill_options *options)
@@ -150,46 +317,119 @@ static int copy_first(struct lr_fill *fill, const struct lr_fill_options *option
 	return LR_OK;
 }
 
-static void give_back(struct lr_fill *fill)
+/* As many as are wanted, and of use. */
+static uint32_t count_workers(const struct lr_fill *fill, const struct lr_fill_options *options)
+{
+	uint64_t wanted = options ? options->threads : 0, use = fill->first_count / FIRST_STEP + 1;
+	cpu_set_t processors;
+
+	if (wanted == 0 && sched_getaffinity(0, sizeof(processors), &processors) == 0)
+		wanted = (uint64_t)CPU_COUNT(&processors);
+	if (!fill->first_only && use < fill->chunks.count)
+		use = fill->chunks.count;
+	if (wanted > use)
+		wanted = use;
+	if (wanted > LR_FILL_THREADS_MAX)
+		wanted = LR_FILL_THREADS_MAX;
+	return wanted ? (uint32_t)wanted : 1;
+}
+
+static int open_worker(struct lr_fill *fill, struct lr_worker *worker)
+{
+	int code = lr_feed_open(&worker->feed, fill->pager);
+
+	worker->fill = fill;
+	for (uint32_t i = 0; i < LR_FILL_STAGES && code == LR_OK; i++)
+		code = lr_stage_open(&worker->stages[i], fill->pager->target);
+	return code;
+}
+
+/* In a child `is_here` is false: the stages' memory did not come along. */
+static void give_back(struct lr_fill *fill, bool is_here)
 {
 	atomic_store_explicit(&fill->state, LR_FILL_NONE, memory_order_relaxed);
 	atomic_store_explicit(&fill->first_state, LR_FILL_NONE, memory_order_relaxed);
-	lr_headroom_close(&fill->headroom);
-	lr_feed_close(&fill->feed);
+	for (uint32_t i = 0; i < fill->worker_count; i++) {
+		for (uint32_t j = 0; j < LR_FILL_STAGES && is_here; j++)
+			lr_stage_close(&fill->workers[i].stages[j]);
+		lr_feed_close(&fill->workers[i].feed);
+	}
+	free(fill->workers);
 	free(fill->first);
+	fill->workers = NULL;
+	fill->worker_count = 0;
 	fill->first = NULL;
 	fill->first_count = 0;
+	lr_chunks_close(&fill->chunks);
+	lr_headroom_close(&fill->headroom);
+}
+
+static int open_all(struct lr_fill *fill, const struct lr_fill_options *options)
+{
+	int code = copy_first(fill, options);
+
+	if (code == LR_OK)
+		code = lr_chunks_open(&fill->chunks, fill->pager->target);
+	if (code < 0)
+		return code;
+	fill->worker_count = count_workers(fill, options);
+	fill->workers = calloc(fill->worker_count, sizeof(*fill->workers));
+	if (!fill->workers) {
+		fill->worker_count = 0;
+		return LR_ERR_NOMEM;
+	}
+	for (uint32_t i = 0; i < fill->worker_count && code == LR_OK; i++)
+		code = open_worker(fill, &fill->workers[i]);
+	return code;
+}
+
+/* Fewer threads than were wanted will do, but for none. */
+static int start_all(struct lr_fill *fill)
+{
+	uint32_t wanted = fill->worker_count, started = 0;
+	int code = LR_OK;
+
+	atomic_store_explicit(&fill->left, wanted, memory_order_relaxed);
+	atomic_store_explicit(&fill->left_first, wanted, memory_order_relaxed);
+	while (started < wanted && code == LR_OK) {
+		code = start_thread(&fill->workers[started]);
+		started += code == LR_OK;
+	}
+	if (started == 0)
+		return code;
+	for (uint32_t i = started; i < wanted; i++) {
+		if (leave(&fill->left_first))
+			set_state(&fill->first_state, LR_OK);
+		if (leave(&fill->left))
+			set_state(&fill->state, LR_OK);
+	}
+	fill->started_count = started;
+	return LR_OK;
 }
 
 int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
-		  const struct lr_fill_options *options)
+		  const struct lr_fill_options *options,
+		  int (*release_range)(struct lr_loader *loader, struct lr_job *job))
 {
 	int code;
 
 	if (fill->is_started)
 		return LR_ERR_BUSY;
 	fill->pager = pager;
+	fill->release = release_range;
 	fill->first_only = options && options->first_only;
-	code = copy_first(fill, options);
-	if (code == LR_OK)
-		code = lr_feed_open(&fill->feed, pager);
-	if (code == LR_OK) {
-		code = lr_headroom_open(&fill->headroom, "/");
-		if (code < 0)
-			lr_feed_close(&fill->feed);
-	}
-	if (code < 0) {
-		free(fill->first);
-		fill->first = NULL;
-		fill->first_count = 0;
+	code = lr_headroom_open(&fill->headroom, "/");
+	if (code < 0)
 		return code;
+	code = open_all(fill, options);
+	if (code == LR_OK) {
+		atomic_store_explicit(&fill->state, LR_FILL_RUNNING, memory_order_relaxed);
+		atomic_store_explicit(&fill->first_state, LR_FILL_RUNNING, memory_order_relaxed);
+		code = start_all(fill);
 	}
-	atomic_store_explicit(&fill->state, LR_FILL_RUNNING, memory_order_relaxed);
-	atomic_store_explicit(&fill->first_state, LR_FILL_RUNNING, memory_order_relaxed);
-	code = start_thread(fill);
 	fill->is_started = code == LR_OK;
 	if (code < 0)
-		give_back(fill);
+		give_back(fill, true);
 	return code;
 }
 
@@ -235,7 +475,7 @@ void lr_fill_abandon(struct lr_fill *fill)
 	if (!fill->is_started)
 		return;
 	fill->is_started = false;
-	give_back(fill);
+	give_back(fill, false);
 }
 
 void lr_fill_stop(struct lr_fill *fill)
@@ -245,8 +485,11 @@ void lr_fill_stop(struct lr_fill *fill)
 	if (!fill->is_started)
 		return;
 	atomic_store_explicit(&fill->is_stopping, true, memory_order_relaxed);
-	/* It is waited for now: not at the lowest priority any more, where that is allowed. */
-	pthread_setschedparam(fill->thread, SCHED_OTHER, &none);
-	pthread_join(fill->thread, NULL);
-	lr_fill_abandon(fill);
+	/* They are waited for now: not at the lowest priority any more, where that is allowed. */
+	for (uint32_t i = 0; i < fill->started_count; i++)
+		pthread_setschedparam(fill->workers[i].thread, SCHED_OTHER, &none);
+	for (uint32_t i = 0; i < fill->started_count; i++)
+		pthread_join(fill->workers[i].thread, NULL);
+	fill->is_started = false;
+	give_back(fill, true);
 }

@@ -271,6 +271,11 @@ void lr_fork_block(void)
 	pthread_mutex_lock(&sessions_lock);
 }
 
+bool lr_fork_try_block(void)
+{
+	return pthread_mutex_trylock(&sessions_lock) == 0;
+}
+
 void lr_fork_unblock(void)
 {
 	pthread_mutex_unlock(&sessions_lock);

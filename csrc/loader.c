@@ -149,23 +149,19 @@ static uint64_t address_of(const struct lr_piece *piece, uint64_t offset)
 	return piece->start + (offset - piece->offset);
 }
 
-/* Install what is not settled of [begin, end) of a range: copies of what `decoded` has for a run,
- * or zeros where it is NULL. Adds the bytes installed to *installed_bytes. */
-static int install_unsettled(struct lr_loader *loader, struct lr_range *range, uint64_t begin,
-			     uint64_t end, const struct lr_decoded *decoded,
-			     uint64_t *installed_bytes, int *ret_os_error)
+int lr_loader_put(struct lr_loader *loader, struct lr_range *range, uint64_t begin, uint64_t end,
+		  const uint8_t *data, uint64_t *installed_bytes, int *ret_os_error)
 {
 	struct lr_target *target = loader->target;
-	enum lr_install_kind kind = decoded ? LR_INSTALL_COPY : LR_INSTALL_ZEROPAGE;
-	uint64_t cluster_size = target->image->info.cluster_size, stop;
+	enum lr_install_kind kind = data ? LR_INSTALL_COPY : LR_INSTALL_ZEROPAGE;
+	uint64_t data_begin = begin, stop;
 	struct lr_installed installed;
 	struct lr_piece piece;
 	int code = LR_OK;
 
 	while (code == LR_OK && next_unsettled(target, range, &begin, end, &stop)
 	       && find_piece(target, range, &begin, &stop, &piece)) {
-		const uint8_t *from =
-			decoded ? lr_layout_data(decoded, begin % cluster_size) : NULL;
+		const uint8_t *from = data ? data + (begin - data_begin) : NULL;
 
 		code = lr_install(target, kind, address_of(&piece, begin), from, stop - begin,
 				  &installed);
@@ -173,7 +169,7 @@ static int install_unsettled(struct lr_loader *loader, struct lr_range *range, u
 		 * settled. */
 		lr_pageset_settle(&target->clusters, lr_target_page(target, range, begin),
 				  installed.bytes / target->host_page);
-		if (decoded)
+		if (data)
 			loader->pages_copied += installed.pages;
 		else
 			loader->pages_zeroed += installed.pages;
@@ -188,10 +184,10 @@ static int install_run(struct lr_loader *loader, struct lr_range *range, uint64_
 		       const struct lr_decoded *decoded, const struct lr_run *run,
 		       uint64_t *installed_bytes, struct lr_problem *ret_problem)
 {
+	const uint8_t *data = run->is_data ? lr_layout_data(decoded, run->begin) : NULL;
 	int os_error = 0;
-	int code = install_unsettled(loader, range, cluster_begin + run->begin,
-				     cluster_begin + run->end, run->is_data ? decoded : NULL,
-				     installed_bytes, &os_error);
+	int code = lr_loader_put(loader, range, cluster_begin + run->begin,
+				 cluster_begin + run->end, data, installed_bytes, &os_error);
 
 	if (code < 0)
 		return lr_problem_set(ret_problem, code, os_error, decoded->info->cluster,
@@ -199,8 +195,8 @@ static int install_run(struct lr_loader *loader, struct lr_range *range, uint64_
 	return LR_OK;
 }
 
-/* Note that a cluster is whole, if it is. */
-static void finish(struct lr_target *target, const struct lr_range *range, uint64_t cluster_begin)
+void lr_loader_finish(struct lr_target *target, const struct lr_range *range,
+		      uint64_t cluster_begin)
 {
 	uint64_t begin = cluster_begin, stop;
 	uint64_t end = cluster_begin + cluster_bytes(target, range, cluster_begin);
@@ -368,6 +364,7 @@ static int bring(struct lr_loader *loader, struct lr_hands *hands, struct lr_ran
 			touched.end = touched.begin + loader->target->host_page;
 		}
 		outcome->action = touched.is_data ? LR_ACTION_COPY : LR_ACTION_ZEROPAGE;
+		atomic_store_explicit(&loader->touched, cluster + 1, memory_order_relaxed);
 		if (touched.is_data)
 			code = decode(hands, &problem);
 		count(loader, &hands->decoder);
@@ -380,7 +377,7 @@ static int bring(struct lr_loader *loader, struct lr_hands *hands, struct lr_ran
 		return lr_loader_fence(loader, range, cluster, is_found ? &decoded : NULL,
 				       &problem);
 	}
-	finish(loader->target, range, cluster_begin);
+	lr_loader_finish(loader->target, range, cluster_begin);
 	return code;
 }
 
@@ -448,6 +445,6 @@ int lr_loader_install(struct lr_loader *loader, struct lr_range *range,
 		return fenced < 0 ? fenced : code;
 	}
 	for (uint64_t offset = begin; code == LR_OK && offset < end; offset += cluster_size)
-		finish(target, range, offset);
+		lr_loader_finish(target, range, offset);
 	return code;
 }

@@ -27,8 +27,10 @@ struct lr_loader {
 	/* Held while it installs. The fields below change under it, so that whoever was woken by a
 	 * page sees it counted. */
 	pthread_mutex_t busy;
+	_Atomic uint64_t touched; /* the cluster that a fault brought last, and 1: a hint */
 	uint64_t faults;
-	uint64_t pages_copied; /* of the host */
+	uint64_t pages_copied; /* of the host; moved ones too */
+	uint64_t pages_moved;
 	uint64_t pages_zeroed;
 	uint64_t clusters_decoded;
 	uint64_t payload_bytes_read;
@@ -64,6 +66,14 @@ int lr_loader_fault(struct lr_loader *loader, struct lr_hands *hands, struct lr_
 int lr_loader_install(struct lr_loader *loader, struct lr_range *range,
 		      const struct lr_decoded *decoded, uint64_t clusters,
 		      struct lr_problem *ret_problem);
+/* Install what is not settled of [begin, end) of a range, from `data` that has the bytes for
+ * `begin` and on, or zeros where it is NULL. Adds what was installed to *installed_bytes. Same
+ * conditions and results; *ret_os_error belongs to LR_ERR_SYSTEM. */
+int lr_loader_put(struct lr_loader *loader, struct lr_range *range, uint64_t begin, uint64_t end,
+		  const uint8_t *data, uint64_t *installed_bytes, int *ret_os_error);
+/* Note that the cluster which begins there is whole, if it is. */
+void lr_loader_finish(struct lr_target *target, const struct lr_range *range,
+		      uint64_t cluster_begin);
 /* Fence a cluster that could not be decoded elsewhere: `decoded` is NULL where not even the index
  * has it. Same conditions; LR_OK, LR_LATER or LR_ERR_NOMEM. */
 int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t cluster,

@@ -244,7 +244,7 @@ static void give_way(struct lr_pager *pager)
 		sched_yield();
 }
 
-/* Do the oldest job; LR_LATER leaves it. */
+/* Do the oldest job; LR_LATER and LR_MORE leave it. */
 static int do_job(struct lr_pager *pager)
 {
 	struct lr_job *job = pager->jobs;
@@ -256,8 +256,12 @@ static int do_job(struct lr_pager *pager)
 	loader->clusters_decoded += job->clusters_decoded;
 	loader->payload_bytes_read += job->payload_bytes_read;
 	job->clusters_decoded = job->payload_bytes_read = 0;
-	if (lr_range_state(job->range) != LR_RANGE_ACTIVE)
+	if (lr_range_state(job->range) == LR_RANGE_PLAIN)
+		code = LR_OK; /* all of it was brought */
+	else if (lr_range_state(job->range) != LR_RANGE_ACTIVE)
 		code = lr_problem_set(&job->problem, LR_ERR_CLOSED, 0, job->cluster, LR_NOWHERE);
+	else if (job->act)
+		code = job->act(loader, job);
 	else if (code == LR_OK)
 		code = lr_loader_install(loader, job->range, &job->decoded, job->clusters,
 					 &job->problem);
@@ -268,7 +272,7 @@ static int do_job(struct lr_pager *pager)
 	if (fenced < 0)
 		code = fenced;
 	pthread_mutex_unlock(&loader->busy);
-	if (code != LR_LATER)
+	if (code != LR_LATER && code != LR_MORE)
 		end_job(pager, job, code);
 	return code;
 }

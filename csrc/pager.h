@@ -25,8 +25,15 @@ struct lr_job {
 	uint64_t payload_bytes_read;
 	int code; /* of decoding it; when done, of all */
 	struct lr_problem problem;
+	/* What is done instead, if there is something, while the range is active: it may return
+	 * LR_MORE, to be called again after a look for faults, and LR_LATER. */
+	int (*act)(struct lr_loader *loader, struct lr_job *job);
+	void *context;
 	_Atomic uint32_t is_done;
 };
+
+/* Not an error, and never returned by a public function: a job is not done yet. */
+#define LR_MORE (-1001)
 
 /* A fault that was read and is not served yet. */
 struct lr_waiting {

@@ -64,7 +64,9 @@ static int load(struct lr_feed *feed, struct lr_range *range, uint64_t cluster, 
 	int code = LR_OK, last;
 
 	while (cluster < end && code == LR_OK && !is_late) {
-		if (lr_range_state(range) != LR_RANGE_ACTIVE)
+		if (lr_range_state(range) == LR_RANGE_PLAIN)
+			run = end - cluster; /* all of it was brought */
+		else if (lr_range_state(range) != LR_RANGE_ACTIVE)
 			code = lr_problem_set(&problem, LR_ERR_CLOSED, 0, cluster, LR_NOWHERE);
 		else
 			code = lr_feed_load(feed, range, cluster, end, &run, &problem);

@@ -12,7 +12,7 @@
 #define WANTED_FEATURES                                                                            \
 	(LR_UFFD_FEATURE_THREAD_ID | LR_UFFD_FEATURE_EXACT_ADDRESS | LR_UFFD_FEATURE_POISON        \
 	 | LR_UFFD_FEATURE_EVENT_REMOVE | LR_UFFD_FEATURE_EVENT_REMAP                              \
-	 | LR_UFFD_FEATURE_EVENT_UNMAP)
+	 | LR_UFFD_FEATURE_EVENT_UNMAP | LR_UFFD_FEATURE_MOVE)
 
 /* Where system calls get no answer in any case, the kind that serves them has nothing more. */
 static uint32_t privilege_of(const struct lr_session_options *options)
@@ -279,8 +279,9 @@ int lr_session_suspend(lr_session *session, uint32_t region)
 
 	if (!range)
 		return code;
+	/* Ordinary memory needs nothing. */
 	if (!lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_SUSPENDED))
-		return LR_ERR_CLOSED;
+		return lr_range_state(range) == LR_RANGE_PLAIN ? LR_OK : LR_ERR_CLOSED;
 	lr_loader_quiesce(&session->pager.loader);
 	return LR_OK;
 }
@@ -295,7 +296,7 @@ int lr_session_resume(lr_session *session, uint32_t region)
 	if (!range)
 		return code;
 	if (!change(session, range, LR_RANGE_SUSPENDED, LR_RANGE_ACTIVE))
-		return LR_ERR_CLOSED;
+		return lr_range_state(range) == LR_RANGE_PLAIN ? LR_OK : LR_ERR_CLOSED;
 	/* Faults that came meanwhile were read and left: have them asked again. */
 	while (lr_target_find_offset(&session->target, range, offset, &piece)) {
 		lr_uffd_wake(&session->target.uffd, piece.start, piece.end - piece.start);
@@ -313,7 +314,8 @@ int lr_session_detach(lr_session *session, uint32_t region)
 	if (!range)
 		return code;
 	if (!lr_range_change(range, LR_RANGE_SUSPENDED, LR_RANGE_GONE)
-	    && !lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_GONE))
+	    && !lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_GONE)
+	    && !lr_range_change(range, LR_RANGE_PLAIN, LR_RANGE_GONE))
 		return LR_ERR_CLOSED;
 	/* Also where it was suspended: by another thread, maybe, that still waits. */
 	lr_loader_quiesce(&session->pager.loader);
@@ -334,8 +336,9 @@ int lr_session_detach(lr_session *session, uint32_t region)
 
 int lr_session_fill(lr_session *session, const struct lr_fill_options *options)
 {
-	return session->pid == getpid() ? lr_fill_start(&session->fill, &session->pager, options)
-					: LR_ERR_CLOSED;
+	return session->pid == getpid()
+		       ? lr_fill_start(&session->fill, &session->pager, options, lr_session_release)
+		       : LR_ERR_CLOSED;
 }
 
 int lr_session_wait_first(lr_session *session, int64_t timeout_ns)

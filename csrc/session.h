@@ -28,6 +28,7 @@ struct lr_session {
 /* fork.c. No fork() between the first two: what is open, mapped, registered and entered belongs
  * together. The others are for in between. */
 void lr_fork_block(void);
+bool lr_fork_try_block(void);
 void lr_fork_unblock(void);
 void lr_fork_watch(struct lr_session *session);
 void lr_fork_forget(struct lr_session *session);
@@ -40,6 +41,9 @@ void lr_populate_close(struct lr_session *session);
 
 /* Start its pager, and what else is to answer faults. On failure none of it is there. */
 int lr_session_start(struct lr_session *session, struct lr_problem *ret_problem);
+
+/* plain.c: a job's act, whose context is the fill's chunks. LR_ERR_BUSY: to be tried again. */
+int lr_session_release(struct lr_loader *loader, struct lr_job *job);
 
 /* A session's range by its region's number; NULL with the code where there is none, or in a child
  * that does not have the session. */

@@ -26,6 +26,7 @@ enum lr_range_state {
 	LR_RANGE_ACTIVE,
 	LR_RANGE_SUSPENDED,
 	LR_RANGE_CLOSING, /* its session ends */
+	LR_RANGE_PLAIN,   /* all was brought: ordinary memory, and its owner's alone */
 	LR_RANGE_GONE,
 };
 

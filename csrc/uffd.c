@@ -24,6 +24,16 @@ struct poison_request {
 };
 #define REQUEST_POISON _IOWR(UFFDIO, 0x08, struct poison_request)
 
+/* UFFDIO_MOVE, Linux 6.8. */
+struct move_request {
+	uint64_t to;
+	uint64_t from;
+	uint64_t bytes;
+	uint64_t mode;
+	int64_t moved;
+};
+#define REQUEST_MOVE _IOWR(UFFDIO, 0x05, struct move_request)
+
 #define DEVICE "/dev/userfaultfd"
 
 static int open_by_device(int device, int flags)
@@ -284,6 +294,17 @@ int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes)
 		return -ENOTTY;
 	result = ioctl(uffd->fd, REQUEST_POISON, &request);
 	return progress(result, request.updated);
+}
+
+int64_t lr_uffd_move(const struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes)
+{
+	struct move_request request = {.to = to, .from = (uint64_t)(uintptr_t)from, .bytes = bytes};
+	int result;
+
+	if (!(uffd->features & LR_UFFD_FEATURE_MOVE))
+		return -ENOTTY;
+	result = ioctl(uffd->fd, REQUEST_MOVE, &request);
+	return progress(result, request.moved);
 }
 
 void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)

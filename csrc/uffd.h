@@ -17,6 +17,7 @@
 #define LR_UFFD_FEATURE_THREAD_ID     (1ull << 8)
 #define LR_UFFD_FEATURE_EXACT_ADDRESS (1ull << 11)
 #define LR_UFFD_FEATURE_POISON        (1ull << 14)
+#define LR_UFFD_FEATURE_MOVE          (1ull << 16)
 
 struct lr_uffd {
 	int fd;
@@ -50,6 +51,9 @@ void lr_uffd_unregister(const struct lr_uffd *uffd, uint64_t start, uint64_t byt
 int64_t lr_uffd_copy(struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes);
 int64_t lr_uffd_zeropage(struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
 int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
+/* Not copied: the page frames are taken from private memory of this process, which is empty
+ * afterwards. */
+int64_t lr_uffd_move(const struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes);
 void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
 /* False while somebody gives up, moves or unmaps registered memory and waits for that to be read,
  * or is about to. `page` is an address in a registered range. Always true before Linux 5.13. */

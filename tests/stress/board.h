@@ -70,6 +70,8 @@ struct board {
 	_Atomic uint64_t faults;
 	_Atomic uint64_t pages_copied;
 	_Atomic uint64_t pages_zeroed;
+	_Atomic uint64_t pages_moved;
+	_Atomic uint64_t released;
 	_Atomic uint64_t damaged_clusters; /* errors that sessions recorded */
 	_Atomic int failed;
 	_Atomic int stop;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "operations.h"
+#include "session.h"
 
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
@@ -177,6 +178,10 @@ static void gather(struct slot *slot)
 	count(&board->faults, stats.faults);
 	count(&board->pages_copied, stats.pages_copied);
 	count(&board->pages_zeroed, stats.pages_zeroed);
+	count(&board->pages_moved, slot->session->pager.loader.pages_moved);
+	for (unsigned r = 0; r < SOURCE_REGIONS; r++)
+		count(&board->released,
+		      lr_range_state(&slot->session->target.ranges[r]) == LR_RANGE_PLAIN);
 	count(&board->damaged_clusters, stats.errors);
 	if (stats.errors && !slot->source->has_damage) {
 		struct lr_load_error error = {0};

@@ -74,11 +74,22 @@ static void make(struct source *source, uint32_t cluster_size, uint64_t pages, c
 		fail("cannot open an image of clusters of %u", cluster_size);
 }
 
+/* Huge pages that are data but for a few pages, and such that are all zeros. */
+static const char *huge_pattern(void)
+{
+	static char pattern[3 * 512 + 1];
+
+	for (unsigned i = 0; i < 3 * 512; i++)
+		pattern[i] = i >= 2 * 512 ? 'z' : i % 32 == 31 ? 'z' : i % 32 == 7 ? 'r' : 'd';
+	return pattern;
+}
+
 void sources_open(bool with_damage)
 {
 	unsigned i = 0;
 
 	make(&sources[i++], 65536, 1500, "dddrzddddhhrdddzzdd", false);
+	make(&sources[i++], 65536, 4096, huge_pattern(), false);
 	make(&sources[i++], 4096, 1000, "dzrhddd", false);
 	make(&sources[i++], 262144, 2000, "ddddddddrrrddddzzzzzzzzzzzdhhhhhhd", false);
 	make(&sources[i++], 2u << 20, 3000, "dddzddrddddddd", false);

@@ -6,7 +6,7 @@
 #include "image_builder.h"
 
 #define SOURCE_REGIONS 2
-#define SOURCES        5
+#define SOURCES        6
 
 struct source {
 	struct image image;

@@ -310,7 +310,9 @@ static void print_summary(uint64_t begin_ns)
 	FIGURE("with a fill", atomic_load(&board->fills));
 	FIGURE("faults served", atomic_load(&board->faults));
 	FIGURE("pages copied", atomic_load(&board->pages_copied));
+	FIGURE("of them moved", atomic_load(&board->pages_moved));
 	FIGURE("pages zeroed", atomic_load(&board->pages_zeroed));
+	FIGURE("regions given back", atomic_load(&board->released));
 	FIGURE("damaged clusters fenced", atomic_load(&board->damaged_clusters));
 	FIGURE("signals that had to come", atomic_load(&board->signals));
 	FIGURE("children", atomic_load(&board->forks));

@@ -1,0 +1,138 @@
+/*
+ * Giving a range back: when all of it was brought, its memory needs no userfaultfd any more, and is
+ * its owner's like any other. Run by the pager, for the fill.
+ *
+ * What is not registered reads as zeros where it is missing. So it must be certain that every page
+ * was settled, or is zeros in the image, and that what lies at these addresses is what the table
+ * says. Only the pager settles pages. But memory may be moved here at any moment, and the kernel
+ * takes a registration away without asking whether there is a message that would tell of it. So
+ * that is asked before, and again afterwards: whoever moved something here in between waits in
+ * mremap() still, and it is registered again before that returns.
+ */
+#include <sys/mman.h>
+
+#include "pieces.h"
+#include "session.h"
+
+#define SLICE_BYTES (2ull << 20)
+
+/* Every page of a piece was settled, or is zeros in the image. */
+static bool is_whole(const struct lr_target *target, const struct lr_chunks *chunks,
+		     const struct lr_piece *piece)
+{
+	const struct lr_range *range = piece->range;
+	uint64_t first = lr_target_page(target, range, 0);
+	uint64_t end = piece->offset + (piece->end - piece->start), offset = piece->offset;
+
+	for (;;) {
+		uint64_t page =
+			lr_pageset_next(&target->clusters, lr_target_page(target, range, offset),
+					lr_target_page(target, range, end), false);
+
+		offset = (page - first) * target->host_page;
+		if (offset >= end)
+			return true;
+		if (lr_chunks_look(chunks, range, offset, &offset) != LR_CHUNK_ZERO)
+			return false;
+		if (offset >= end)
+			return true;
+	}
+}
+
+static bool all_whole(struct lr_target *target, const struct lr_chunks *chunks,
+		      struct lr_range *range)
+{
+	struct lr_piece piece;
+
+	for (uint64_t offset = 0; lr_target_find_offset(target, range, offset, &piece);
+	     offset = piece.offset + (piece.end - piece.start))
+		if (!is_whole(target, chunks, &piece))
+			return false;
+	return true;
+}
+
+static void unregister_all(struct lr_target *target, struct lr_range *range)
+{
+	struct lr_piece piece;
+
+	for (uint64_t offset = 0; lr_target_find_offset(target, range, offset, &piece);
+	     offset = piece.offset + (piece.end - piece.start))
+		lr_uffd_unregister(&target->uffd, piece.start, piece.end - piece.start);
+}
+
+static void register_all(struct lr_target *target, struct lr_range *range)
+{
+	struct lr_piece piece;
+
+	for (uint64_t offset = 0; lr_target_find_offset(target, range, offset, &piece);
+	     offset = piece.offset + (piece.end - piece.start)) {
+		if (lr_uffd_register(&target->uffd, piece.start, piece.end - piece.start, NULL)
+		    == LR_OK)
+			continue;
+		/* Part of it may be something else by now. */
+		for (uint64_t at = piece.start; at < piece.end; at += SLICE_BYTES)
+			lr_uffd_register(
+				&target->uffd, at,
+				piece.end - at < SLICE_BYTES ? piece.end - at : SLICE_BYTES, NULL);
+	}
+}
+
+/* No message is under way that would tell of memory that was moved, unmapped or given up. */
+static bool is_quiet(struct lr_target *target, const struct lr_range *range)
+{
+	return lr_uffd_is_quiet(&target->uffd, range->start, target->host_page);
+}
+
+/* Out of the look-up; and children may have it, as they have all memory. */
+static void let_go(struct lr_target *target, struct lr_range *range)
+{
+	struct lr_pieces *table;
+
+	pthread_mutex_lock(&target->lock);
+	table = lr_pieces_begin(target);
+	for (uint32_t slot = 0; slot < table->count;) {
+		struct lr_piece *piece = &table->items[slot];
+
+		if (piece->range != range) {
+			slot++;
+			continue;
+		}
+		madvise((void *)(uintptr_t)piece->start, piece->end - piece->start, MADV_DOFORK);
+		lr_pieces_delete(table, slot);
+	}
+	lr_pieces_commit(target, table);
+	pthread_mutex_unlock(&target->lock);
+}
+
+static int release(struct lr_target *target, const struct lr_chunks *chunks, struct lr_range *range)
+{
+	/* Before Linux 5.18, or soon before, the kernel cannot be asked whether it is quiet. */
+	if (!(target->uffd.features & LR_UFFD_FEATURE_EXACT_ADDRESS) || target->is_lost)
+		return LR_ERR_UNSUPPORTED;
+	if (!all_whole(target, chunks, range))
+		return LR_ERR_GONE;
+	if (!is_quiet(target, range))
+		return LR_ERR_BUSY;
+	if (!lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_PLAIN))
+		return LR_ERR_CLOSED;
+	unregister_all(target, range);
+	if (is_quiet(target, range)) {
+		let_go(target, range);
+		return LR_OK;
+	}
+	register_all(target, range);
+	lr_range_change(range, LR_RANGE_PLAIN, LR_RANGE_ACTIVE);
+	return LR_ERR_BUSY;
+}
+
+int lr_session_release(struct lr_loader *loader, struct lr_job *job)
+{
+	int code;
+
+	/* No fork() may come between, nor may anything else be attached there. */
+	if (!lr_fork_try_block())
+		return LR_ERR_BUSY;
+	code = release(loader->target, job->context, job->range);
+	lr_fork_unblock();
+	return code;
+}

@@ -1,0 +1,232 @@
+/*
+ * The background fill: in what order it loads, how it ends, and what becomes of regions that are
+ * complete.
+ */
+#include "fill_setting.h"
+
+/* ---- What is complete ---- */
+
+static void gives_back_what_is_complete(void)
+{
+	pid_t child;
+
+	make_image("dddrzzhd");
+	open_at(0);
+	CHECK(is_registered(memory));
+	fill(NULL);
+	CHECK(!is_registered(memory) && !is_registered(memory + LENGTH - PAGE));
+	CHECK_CALL(madvise(memory, CLUSTER, MADV_DONTNEED));
+	memset(image.regions[0].bytes, 0, CLUSTER);
+	check_all();
+	CHECK_EQ(faults(), 0);
+	/* Children have it like any memory, by whatever way they are made. */
+	child = (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, 0ul);
+	CHECK(child >= 0);
+	if (child == 0)
+		_exit(memcmp(memory, image.regions[0].bytes, LENGTH) != 0);
+	CHECK_CHILD(child);
+	tear_down();
+}
+
+static void knows_what_it_gave_back(void)
+{
+	struct lr_problem problem;
+	uint64_t done;
+
+	make_image("d");
+	open_at(0);
+	fill(NULL);
+	CHECK_EQ(lr_session_populate(session, 0, 0, LENGTH, -1, &done, &problem), LR_OK);
+	CHECK_EQ(done, LENGTH);
+	CHECK_EQ(lr_session_suspend(session, 0), LR_OK);
+	CHECK_EQ(lr_session_resume(session, 0), LR_OK);
+	CHECK_EQ(lr_session_suspend(session, 0), LR_OK);
+	CHECK_EQ(lr_session_detach(session, 0), LR_OK);
+	CHECK_EQ(lr_session_detach(session, 0), LR_ERR_CLOSED);
+	check_all();
+	tear_down();
+}
+
+/* Spans of zeros take no pages and no page tables, and are there all the same. */
+static void leaves_zeros_to_the_kernel(void)
+{
+	struct lr_session_stats stats;
+
+	image_init(&image, PAGE, CLUSTER);
+	image_add(&image, "memory", LENGTH, "z");
+	image_build(&image);
+	image_publish(&image);
+	CHECK_EQ(lr_image_open(image.path, &opened, NULL), LR_OK);
+	open_at(3 * PAGE);
+	CHECK_EQ(memory[HUGE], 0); /* on demand, as before */
+	fill(NULL);
+	lr_session_get_stats(session, &stats);
+	CHECK(stats.pages_zeroed <= CLUSTER / PAGE);
+	CHECK(!is_registered(memory));
+	for (uint64_t i = 0; i < LENGTH; i += PAGE)
+		CHECK_EQ(memory[i], 0);
+	CHECK_EQ(faults(), 1);
+	tear_down();
+}
+
+/* Where something could not be loaded, the fence stays, and what else there is too. */
+static void keeps_what_is_not_complete(void)
+{
+	uint8_t byte;
+
+	make_image("d");
+	byte = image.file[image_get(image.file + image_entry_offset(&image, 40), 8) + 100];
+	byte ^= 1;
+	CHECK_EQ(pwrite(image.fd, &byte, 1,
+			(off_t)image_get(image.file + image_entry_offset(&image, 40), 8) + 100),
+		 1);
+	open_at(0);
+	fill(NULL);
+	CHECK(is_registered(memory));
+	CHECK_MEM(memory, image.regions[0].bytes, 40 * CLUSTER);
+	CHECK_MEM(memory + 41 * CLUSTER, image.regions[0].bytes + 41 * CLUSTER,
+		  LENGTH - 41 * CLUSTER);
+	if (session->target.uffd.features & LR_UFFD_FEATURE_POISON)
+		CHECK_SIGNAL(SIGBUS, (void)((volatile uint8_t *)memory)[40 * CLUSTER];);
+	else
+		CHECK_SIGNAL(SIGSEGV, (void)((volatile uint8_t *)memory)[40 * CLUSTER];);
+	tear_down();
+}
+
+/* Whatever the fill believes. */
+static void never_gives_back_what_is_missing(void)
+{
+	struct lr_chunks chunks;
+	struct lr_chunk chunk;
+	struct lr_job job = {.act = lr_session_release, .context = &chunks};
+
+	make_image("d");
+	open_at(0);
+	CHECK_EQ(lr_chunks_open(&chunks, &session->target), LR_OK);
+	while (lr_chunks_take(&chunks, 0, &chunk))
+		lr_chunks_put(&chunks, &chunk, LR_CHUNK_DONE);
+	job.range = &session->target.ranges[0];
+	CHECK(lr_chunks_complete(&chunks, job.range));
+	lr_pager_submit(&session->pager, &job);
+	CHECK(lr_job_wait(&job) < 0);
+	CHECK(is_registered(memory));
+	lr_chunks_close(&chunks);
+	check_all();
+	tear_down();
+}
+
+/* ---- In what order ---- */
+
+static bool is_there(uint64_t cluster)
+{
+	return lr_pageset_get(&session->target.clusters, cluster) == LR_STATE_SETTLED;
+}
+
+static void loads_the_first_first(void)
+{
+	const uint64_t wanted[] = {100, 3, 101, 64, 17, 99, 3};
+	struct lr_fill_options options = {
+		.first = wanted, .first_count = 7, .first_only = 1, .threads = 2};
+
+	make_image("d");
+	open_at(0);
+	CHECK_EQ(lr_session_wait_first(session, 0), LR_ERR_ARGUMENT);
+	CHECK_EQ(lr_session_fill(session, &options), LR_OK);
+	CHECK_EQ(lr_session_wait_first(session, 15000000000), LR_OK);
+	for (uint64_t i = 0; i < LENGTH / CLUSTER; i++) {
+		bool is_wanted = false;
+
+		for (int j = 0; j < 7; j++)
+			is_wanted |= wanted[j] == i;
+		CHECK_EQ(is_there(i), is_wanted);
+	}
+	CHECK_EQ(lr_session_wait(session, 15000000000), LR_OK);
+	CHECK(is_registered(memory));
+	CHECK_EQ(faults(), 0);
+	check_all();
+	CHECK(faults() > 0);
+	CHECK_EQ(lr_session_fill(session, NULL), LR_ERR_BUSY);
+	tear_down();
+}
+
+static void loads_the_rest_afterwards(void)
+{
+	const uint64_t wanted[] = {31, 30};
+	struct lr_fill_options options = {.first = wanted, .first_count = 2, .threads = 3};
+
+	make_image("dr");
+	open_at(0);
+	fill(&options);
+	CHECK_EQ(lr_session_wait_first(session, 0), LR_OK);
+	check_all();
+	CHECK_EQ(faults(), 0);
+	tear_down();
+}
+
+static void refuses_clusters_that_are_not_there(void)
+{
+	const uint64_t wanted[] = {0, LENGTH / CLUSTER};
+	struct lr_fill_options options = {.first = wanted, .first_count = 2};
+
+	make_image("d");
+	open_at(0);
+	CHECK_EQ(lr_session_fill(session, &options), LR_ERR_ARGUMENT);
+	options.first = NULL;
+	CHECK_EQ(lr_session_fill(session, &options), LR_ERR_ARGUMENT);
+	options.first = wanted;
+	options.first_count = 1;
+	CHECK_EQ(lr_session_fill(session, &options), LR_OK);
+	CHECK_EQ(lr_session_wait(session, 15000000000), LR_OK);
+	tear_down();
+}
+
+/* ---- Interrupted ---- */
+
+static void ends_when_it_is_closed(void)
+{
+	for (int i = 0; i < 20; i++) {
+		make_image("dr");
+		open_at(0);
+		CHECK_EQ(lr_session_fill(session, NULL), LR_OK);
+		usleep((useconds_t)i * 400);
+		tear_down();
+	}
+}
+
+static void children_get_the_rest_by_themselves(void)
+{
+	for (int i = 0; i < 8; i++) {
+		pid_t child;
+
+		make_image("dr");
+		open_at(0);
+		CHECK_EQ(lr_session_fill(session, NULL), LR_OK);
+		usleep((useconds_t)i * 500);
+		child = fork();
+		CHECK(child >= 0);
+		if (child == 0) {
+			if (lr_session_wait(session, 0) != LR_ERR_ARGUMENT
+			    && lr_session_wait(session, 0) != LR_ERR_CLOSED)
+				_exit(2);
+			_exit(memcmp(memory, image.regions[0].bytes, LENGTH) != 0);
+		}
+		CHECK_CHILD(child);
+		CHECK_EQ(lr_session_wait(session, 15000000000), LR_OK);
+		check_all();
+		tear_down();
+	}
+}
+
+static const struct check_case cases[] = {
+	CHECK_CASE(gives_back_what_is_complete),
+	CHECK_CASE(knows_what_it_gave_back),
+	CHECK_CASE(leaves_zeros_to_the_kernel),
+	CHECK_CASE(keeps_what_is_not_complete),
+	CHECK_CASE(never_gives_back_what_is_missing),
+	CHECK_CASE(loads_the_first_first),
+	CHECK_CASE(loads_the_rest_afterwards),
+	CHECK_CASE(refuses_clusters_that_are_not_there),
+	CHECK_CASE(ends_when_it_is_closed),
+	CHECK_CASE(children_get_the_rest_by_themselves),
+};
+CHECK_MAIN(cases)
