@@ -6,11 +6,12 @@
 # FUZZ_SECONDS=...  for how long to fuzz
 # SOAK_SECONDS=...  for how long to soak; SOAK_SEED=... with which random numbers
 # STRESS_SECONDS=.. for how long `make sanitize` runs the stress program, each time
+# BENCH_ARGS=...    what to hand to the benchmarks, as "R3 R5 --repeats 7"
 # KERNEL=...        a Debian kernel package for kernel-matrix, as linux-image-6.12-amd64
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo core lint format native fuzz sanitize soak kernel-matrix check-python \
-	check-c check-sanitizers clean
+.PHONY: help test demo core lint format native fuzz sanitize soak kernel-matrix bench bench-quick \
+	bench-doc bench-tools check-python check-c check-sanitizers clean
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -24,6 +25,7 @@ SOAK_SECONDS ?= 300
 SOAK_SEED ?=
 STRESS_SECONDS ?= 15
 KERNEL ?=
+BENCH_ARGS ?=
 JOBS := $(shell nproc 2>/dev/null || echo 1)
 
 venv := .venv
@@ -31,7 +33,7 @@ bin := $(venv)/bin
 stamp := $(venv)/installed
 core := $(MAKE) --no-print-directory -C csrc -j$(JOBS)
 c_files = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/stress/*.[ch] \
-	examples/*.[ch])
+	examples/*.[ch] benchmarks/*.[ch])
 
 help:
 	@echo "make demo     dump a live program and restore it lazily, with figures"
@@ -41,6 +43,9 @@ help:
 	@echo "make sanitize the C tests and the stress program under ASan and UBSan, and under TSan"
 	@echo "make soak     random operations against a model of each byte, for SOAK_SECONDS ($(SOAK_SECONDS))"
 	@echo "make kernel-matrix   the tests under Debian's own kernel, in QEMU"
+	@echo "make bench    all figures beside those of what people would use instead: 15 minutes"
+	@echo "make bench-quick   the same with less data and fewer turns: 3 minutes"
+	@echo "make bench-doc     docs/performance.md from what the last make bench measured"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make format   let ruff and clang-format write the files anew"
 	@echo "make native   build what the package needs in this tree, after a change in csrc/"
@@ -88,6 +93,25 @@ native: $(stamp)
 kernel-matrix: $(stamp) native
 	@$(core) all tests examples SANITIZE=
 	@$(bin)/python tests/kernel_matrix/run.py $(KERNEL:%=--kernel %)
+
+bench: $(stamp) native bench-tools
+	@$(bin)/python -m benchmarks $(BENCH_ARGS)
+
+bench-quick: $(stamp) native bench-tools
+	@$(bin)/python -m benchmarks --quick $(BENCH_ARGS)
+
+bench-doc: $(stamp) native
+	@$(bin)/python docs/make_performance.py --from build/bench
+
+# Installed where that is allowed; without them some rows say that they were not measured.
+bench-tools:
+	@missing=""; \
+	for entry in zstd:zstd squashfs-tools:mksquashfs strace:strace; do \
+		command -v "$${entry#*:}" >/dev/null 2>&1 || missing="$$missing $${entry%%:*}"; done; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		echo "installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } \
+			>/dev/null || echo "could not install$$missing" >&2; fi
 
 lint: $(stamp) native
 	$(bin)/ruff check

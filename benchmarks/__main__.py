@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
-from . import anatomy, dumps, faults, first, machine, scale, sweeps, working_set
+from . import anatomy, dumps, faults, first, machine, scale, starts, sweeps, working_set
 from .bench import Bench, Group
 from .data import MIB, NAMES, ROOT, Data
 from .runner import NotMeasuredError, Row, table
@@ -29,6 +31,8 @@ GROUPS: dict[str, Group] = {
     "R11": first.memory,
     "R12": first.zeros,
     "first": first.against_others,
+    "bytes": starts.bytes_read,
+    "start": starts.commands,
     "resident": first.over_time,
     "zero": faults.zero_pages,
     "page": faults.granularity,
@@ -61,6 +65,14 @@ def run(bench: Bench, wanted: list[str]) -> list[Row]:
             rows.append(Row(name, group.__name__.replace("_", " "), note=f"failed: {error}"))
         bench.say(f"  {time.monotonic() - begin:.0f} s")
     return rows
+
+
+def _note_tools(say: Callable[[str], None]) -> None:
+    """What is not installed: its rows are not measured."""
+    tools = {"zstd": "zstd", "mksquashfs": "squashfs-tools", "strace": "strace", "gcc": "gcc"}
+    missing = [package for tool, package in tools.items() if shutil.which(tool) is None]
+    if missing:
+        say(f"some rows are not measured: apt-get install {' '.join(missing)}")
 
 
 def _draw(found: dict[str, object], folder: Path) -> list[str]:
@@ -96,6 +108,7 @@ def main() -> int:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - begin:4.0f} s] {text}", file=sys.stderr, flush=True)
 
+    _note_tools(say)
     mib = options.mib or (64 if options.quick else 256)
     bench = Bench(
         data=Data(options.folder, mib * MIB, say),
