@@ -100,6 +100,7 @@ def clusters(pyplot: Any, series: Series) -> Any:
         # A page of 4096 bytes in so many µs.
         left.plot(sizes, [4.096 / point[key] for point in points], marker="o", label=label)
     left.set_ylabel("GB/s of all pages touched")
+    left.set_ylim(bottom=0)
     left.legend()
     right.plot(sizes, [point["file_bytes"] / MIB for point in points], marker="o")
     right.set_ylabel("image, MiB")
