@@ -447,6 +447,22 @@ void lr_seen_close(lr_seen *seen);
 int lr_seen_find(const lr_seen *seen, const uint8_t *digest, struct lr_stored_cluster *ret_stored);
 void lr_seen_put(lr_seen *seen, const uint8_t *digest, const struct lr_stored_cluster *stored);
 
+/* Leaf entries of the index (docs/format.md), those of a piece of memory at a time. From the states
+ * of its pages, a byte a page: their states and kinds, LR_CLUSTER_ZSTD where there is data, whose
+ * place is yet to be filled in; and the data pages of each. Returns the number of clusters. */
+uint64_t lr_entries_make(const uint8_t *page_states, uint64_t pages, uint32_t pages_per_cluster,
+			 void *ret_entries, uint32_t *ret_data_pages);
+/* Fill in the place, length, checksum and kind of those with data whose digest (32 bytes each) was
+ * put. Returns how many that are. May be called while one other thread puts. */
+uint64_t lr_entries_find(const lr_seen *seen, const uint8_t *digests, uint64_t count,
+			 uint32_t pages_per_cluster, void *entries);
+/* Give a place to those with data that have none, and whose length, checksum and kind are filled
+ * in: that of an equal cluster, or in a record of its own, the first one at `position` of the file,
+ * which is then put, and marked in ret_is_new. Returns the position behind the last record. */
+uint64_t lr_entries_place(lr_seen *seen, const uint8_t *digests, uint64_t count,
+			  uint32_t pages_per_cluster, uint64_t position, void *entries,
+			  uint8_t *ret_is_new);
+
 /* ---- Another process's memory ---- */
 
 typedef struct lr_freeze lr_freeze;

@@ -7,9 +7,8 @@ import datetime
 import os
 
 from . import format as fmt
-from ._compress import NO_DATA_DIGEST, Cluster, Job, Run, SeenTable
+from ._compress import Block, Job, Run, SeenTable
 from ._content import ContentDigest, Region, crc32c, pack
-from ._native import ffi
 from ._outfile import OutputFile
 from ._tree import TreeBuilder
 
@@ -43,7 +42,6 @@ class Assembler:
     ) -> None:
         self._file = file
         self._seen = seen
-        self._seen_room = ffi.new("struct lr_stored_cluster *")
         self._page_size = page_size
         self._cluster_size = cluster_size
         self._digest = ContentDigest(page_size, cluster_size)
@@ -80,7 +78,7 @@ class Assembler:
             if isinstance(result, Run):
                 self._add_run(result)
             else:
-                self._add_cluster(result)
+                self._add_block(result)
         self._file.flush()
         self.tallies.zero_bytes += job.zero_bytes
         self.tallies.hole_bytes += job.hole_bytes
@@ -132,28 +130,23 @@ class Assembler:
         self._tree.append_run(run.kind, run.count)
         self._digest.add_run(run.kind, run.count)
 
-    def _add_cluster(self, cluster: Cluster) -> None:
-        if cluster.place is None:
-            self._tree.append(cluster.kind, fmt.LeafEntry(cluster.kind, cluster.states).pack())
-            if cluster.kind == fmt.CLUSTER_MIXED:
-                self._digest.add_cluster(cluster.states, NO_DATA_DIGEST)
+    def _add_block(self, block: Block) -> None:
+        pages = self._cluster_size // self._page_size
+        is_new = self._seen.place(block, pages, self._file.position)
+        for new, record, nbytes in zip(is_new, block.records, block.data_bytes, strict=True):
+            if new:
+                assert record is not None
+                self._file.append(*record)
+                self.tallies.payload_bytes += len(record[1])
+                self.tallies.stored_clusters += 1
             else:
-                self._digest.add_run(cluster.kind, 1)
-            return
-        place = cluster.place
-        if not place.offset:
-            # An equal one may have been written while this one was compressed.
-            place = self._seen.find(cluster.digest, self._seen_room) or place
-        if place.offset:
-            self.tallies.duplicate_bytes += cluster.data_bytes
+                self.tallies.duplicate_bytes += nbytes
+        kinds = block.entries[fmt.ENTRY_KIND_AT :: fmt.entry_bytes(pages)]
+        if kinds[0] in (fmt.CLUSTER_HOLE, fmt.CLUSTER_ZERO):  # then it is only one
+            self._digest.add_run(kinds[0], 1)
         else:
-            place.offset = self._write_record("cluster", place.payload)
-            self._seen.put(cluster.digest, place, self._seen_room)
-            self.tallies.payload_bytes += place.nbytes
-            self.tallies.stored_clusters += 1
-        entry = fmt.LeafEntry(place.kind, cluster.states, place.offset, place.nbytes, place.crc32c)
-        self._tree.append(place.kind, entry.pack())
-        self._digest.add_cluster(cluster.states, cluster.digest)
+            self._digest.add_clusters(block.entries, block.digests)
+        self._tree.append_entries(block.entries, kinds)
 
     def _write_record(self, key: str, payload: bytes | memoryview) -> int:
         """Append a record; the offset of its payload."""

@@ -2,13 +2,17 @@
 
 The thread that writes the image gives jobs of about 1 MiB to worker threads, and takes their
 results in the order in which it gave them. Almost all of a worker's time passes in C, without the
-GIL.
+GIL; but what threads do with the GIL they do in turn, and one that waits for it sleeps. So what can
+be is done once for all clusters of a job.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import mmap
 import queue
+import struct
 import threading
 
 import zstandard
@@ -17,19 +21,24 @@ from blake3 import blake3
 from ._native import CData, check, ffi, lib
 from .format import (
     CLUSTER_HOLE,
-    CLUSTER_MIXED,
     CLUSTER_RAW,
     CLUSTER_ZERO,
     CLUSTER_ZSTD,
+    ENTRY_KIND_AT,
+    NODE_FANOUT,
     PAGE_DATA,
     PAGE_HOLE,
     PAGE_ZERO,
-    pack_states,
-    state_words,
+    entry_bytes,
+    record_head,
 )
 
+JOB_BYTES = 1 << 20
+_SLAB_BYTES = 4 << 20
 SEEN_BYTES = 64 << 20
 NO_DATA_DIGEST = blake3(b"").digest()
+_UNIFORM = (CLUSTER_HOLE, CLUSTER_ZERO)
+_PLACE = struct.Struct("<IIB")  # of a leaf entry, behind the offset: length, CRC32C, kind
 
 
 @dataclasses.dataclass(slots=True)
@@ -41,25 +50,16 @@ class Run:
 
 
 @dataclasses.dataclass(slots=True)
-class Place:
-    """A cluster record: where it is, or what shall be written."""
+class Block:
+    """Clusters one after another that are not part of a run. They belong to one index node.
 
-    kind: int
-    nbytes: int
-    crc32c: int
-    offset: int = 0  # 0: not written yet
-    payload: bytes | memoryview = b""
+    A cluster whose record is None has no data, or one that was stored before.
+    """
 
-
-@dataclasses.dataclass(slots=True)
-class Cluster:
-    """One cluster that is not part of a run. `place` is None where no page of it is data."""
-
-    kind: int
-    states: bytes  # packed
-    digest: bytes  # of its data pages
-    data_bytes: int  # in data pages; of the last page, what lies within the region
-    place: Place | None
+    entries: bytearray  # leaf entries; without a place where there is a record
+    digests: bytearray  # 32 bytes a cluster: of its data pages
+    data_bytes: list[int]  # in data pages; of the last page, what lies within the region
+    records: list[tuple[bytes, bytes | memoryview] | None]  # what precedes a payload, the payload
 
 
 class Job:
@@ -67,27 +67,33 @@ class Job:
 
     Attributes:
         view: its bytes; nobody changes them until `release`.
+        buffer: that of the pool where they are, if they are in one.
         holes: byte ranges that are holes, ascending, not adjacent; the bytes there are zero.
+        first_cluster: its number in the image.
         results: in address order; complete when `wait` has returned.
     """
 
-    def __init__(self, view: memoryview, holes: list[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        view: memoryview,
+        first_cluster: int,
+        holes: list[tuple[int, int]],
+        buffer: memoryview | None = None,
+    ) -> None:
         self.view = view
+        self.buffer = buffer
         self.nbytes = len(view)
         self.holes = holes
-        self.results: list[Run | Cluster] = []
+        self.first_cluster = first_cluster
+        self.results: list[Run | Block] = []
         self.zero_bytes = 0
         self.hole_bytes = 0
         self.error: BaseException | None = None
         self._done = threading.Event()
 
-    def add(self, found: Run | Cluster) -> None:
-        """Append a result; runs of one kind become one."""
-        last = self.results[-1] if self.results else None
-        if isinstance(found, Run) and isinstance(last, Run) and last.kind == found.kind:
-            last.count += found.count
-        else:
-            self.results.append(found)
+    def is_done(self) -> bool:
+        """Whether `wait` would return, or raise, at once."""
+        return self._done.is_set()
 
     def wait(self) -> None:
         """Until a worker is done with it; raises what that ran into."""
@@ -106,6 +112,36 @@ class Job:
         self.view.release()
 
 
+class BufferPool:
+    """Buffers of one length, which are used again: new ones would be cleared page by page.
+
+    They are not zero. For one thread.
+    """
+
+    def __init__(self, buffer_bytes: int) -> None:
+        self._buffer_bytes = buffer_bytes
+        self._free: list[memoryview] = []
+
+    def get(self) -> memoryview:
+        """A buffer that nobody uses."""
+        if not self._free:
+            self._grow()
+        return self._free.pop()
+
+    def put(self, buffer: memoryview) -> None:
+        """Give a buffer back."""
+        self._free.append(buffer)
+
+    def _grow(self) -> None:
+        length = max(_SLAB_BYTES, self._buffer_bytes)
+        slab = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without them
+            slab.madvise(mmap.MADV_HUGEPAGE)
+        view = memoryview(slab)
+        starts = range(0, length - self._buffer_bytes + 1, self._buffer_bytes)
+        self._free += [view[start : start + self._buffer_bytes] for start in reversed(starts)]
+
+
 class SeenTable:
     """The clusters that were stored lately, by digest. See lr_seen in lazyrestore.h."""
 
@@ -114,19 +150,30 @@ class SeenTable:
         check(lib.lr_seen_open(SEEN_BYTES, found), what="cannot make the table of stored clusters")
         self._handle = ffi.gc(found[0], lib.lr_seen_close)
 
-    def find(self, digest: bytes, room: CData) -> Place | None:
-        """Where a cluster with that digest is; `room` is a `struct lr_stored_cluster *`."""
-        if not lib.lr_seen_find(self._handle, digest, room):
-            return None
-        return Place(room.kind, room.payload_bytes, room.crc32c, room.payload_offset)
+    def find(self, block: Block, pages_per_cluster: int) -> int:
+        """Fill in the places of the clusters that were stored; how many that are."""
+        found: int = lib.lr_entries_find(
+            self._handle,
+            ffi.from_buffer(block.digests),
+            len(block.records),
+            pages_per_cluster,
+            ffi.from_buffer(block.entries),
+        )
+        return found
 
-    def put(self, digest: bytes, place: Place, room: CData) -> None:
-        """Remember a cluster that was written."""
-        room.payload_offset = place.offset
-        room.payload_bytes = place.nbytes
-        room.crc32c = place.crc32c
-        room.kind = place.kind
-        lib.lr_seen_put(self._handle, digest, room)
+    def place(self, block: Block, pages_per_cluster: int, position: int) -> bytearray:
+        """Fill in all places, the first record being at `position`; 1 for each that is written."""
+        is_new = bytearray(len(block.records))
+        lib.lr_entries_place(
+            self._handle,
+            ffi.from_buffer(block.digests),
+            len(block.records),
+            pages_per_cluster,
+            position,
+            ffi.from_buffer(block.entries),
+            ffi.from_buffer(is_new),
+        )
+        return is_new
 
 
 class Worker:
@@ -136,26 +183,44 @@ class Worker:
         self._page_size = page_size
         self._cluster_size = cluster_size
         self._pages = cluster_size // page_size
-        self._words = state_words(self._pages)
+        self._entry_bytes = entry_bytes(self._pages)
         self._seen = seen
-        self._room = ffi.new("struct lr_stored_cluster *")
         self._compressor = zstandard.ZstdCompressor(
             level=level, write_checksum=False, write_content_size=True
         )
-        self._scratch = bytearray(cluster_size)
-        self._scratch_pointer = ffi.from_buffer(self._scratch)
+        self._scratch = bytearray()  # for data pages, of clusters that have others too
 
     def process(self, job: Job, stopping: threading.Event) -> None:
         """Fill in the job's results."""
         memory = ffi.from_buffer(job.view)
         try:
-            states = bytes(self._scan(job, memory))
-            for number, start in enumerate(range(0, job.nbytes, self._cluster_size)):
-                if stopping.is_set():
-                    raise InterruptedError("the dump was given up")
-                first = number * self._pages
-                end = min(start + self._cluster_size, job.nbytes)
-                job.add(self._cluster(job, memory, start, end, states[first : first + self._pages]))
+            states = self._scan(job, memory)
+            count = -(-len(states) // self._pages)
+            entries = bytearray(count * self._entry_bytes)
+            counts = ffi.new("uint32_t[]", count)
+            lib.lr_entries_make(
+                ffi.from_buffer(states), len(states), self._pages, ffi.from_buffer(entries), counts
+            )
+            data_pages = ffi.unpack(counts, count)
+            kinds = entries[ENTRY_KIND_AT :: self._entry_bytes]
+            at = 0
+            while at < count:
+                start, at = at, self._end_of_run(job, kinds, at)
+                if at > start:
+                    job.results.append(Run(kinds[start], at - start))
+                    continue
+                at = self._end_of_block(job, kinds, start)
+                block = Block(
+                    entries[start * self._entry_bytes : at * self._entry_bytes],
+                    bytearray(NO_DATA_DIGEST) * (at - start),
+                    [pages * self._page_size for pages in data_pages[start:at]],
+                    [None] * (at - start),
+                )
+                pieces = self._gather(job, memory, states, block, start)
+                self._compress_new(block, pieces, stopping)
+                if states[-1] == PAGE_DATA and at == count:
+                    block.data_bytes[-1] -= -job.nbytes % self._page_size
+                job.results.append(block)
         finally:
             ffi.release(memory)  # even if an exception keeps this frame
 
@@ -178,42 +243,71 @@ class Worker:
             job.hole_bytes -= missing
         return states
 
-    def _cluster(
-        self, job: Job, memory: CData, start: int, end: int, states: bytes
-    ) -> Run | Cluster:
-        pages = len(states)
-        data_pages = states.count(PAGE_DATA)
-        if data_pages == 0:
-            zeros = states.count(PAGE_ZERO)
-            kind = CLUSTER_MIXED
-            if zeros == pages or zeros == 0:
-                kind = CLUSTER_ZERO if zeros else CLUSTER_HOLE
-                if end - start == self._cluster_size:
-                    return Run(kind, 1)
-            return Cluster(kind, pack_states(states, self._words), NO_DATA_DIGEST, 0, None)
+    def _end_of_run(self, job: Job, kinds: bytearray, start: int) -> int:
+        """Where whole clusters end that are all holes or all zero, as the one at `start` is."""
+        whole = job.nbytes // self._cluster_size
+        at = start
+        while at < whole and kinds[at] == kinds[start] and kinds[at] in _UNIFORM:
+            at += 1
+        return at
 
-        nbytes = data_pages * self._page_size
-        if nbytes == end - start:
-            data = job.view[start:end]
-        else:
-            lib.lr_gather_pages(
-                memory + start, end - start, self._page_size, states, self._scratch_pointer
-            )
-            data = memoryview(self._scratch)[:nbytes]
-        digest = blake3(data).digest()
-        place = self._seen.find(digest, self._room) or self._compress(data)
-        if states[-1] == PAGE_DATA:
-            nbytes -= -(end - start) % self._page_size
-        return Cluster(place.kind, pack_states(states, self._words), digest, nbytes, place)
+    def _end_of_block(self, job: Job, kinds: bytearray, start: int) -> int:
+        """Where clusters end that fit into a block with the one at `start`."""
+        behind = start + NODE_FANOUT - (job.first_cluster + start) % NODE_FANOUT
+        at = start + 1
+        if kinds[start] not in _UNIFORM:  # or it is the region's last, and short
+            while at < min(behind, len(kinds)) and kinds[at] not in _UNIFORM:
+                at += 1
+        return at
 
-    def _compress(self, data: memoryview) -> Place:
-        payload: bytes | memoryview = self._compressor.compress(data)
-        kind = CLUSTER_ZSTD
-        if len(payload) >= len(data):
-            kind = CLUSTER_RAW
-            payload = bytes(data) if data.obj is self._scratch else data
-        crc32c = lib.lr_crc32c(0, ffi.from_buffer(payload), len(payload))
-        return Place(kind, len(payload), crc32c, payload=payload)
+    def _gather(
+        self, job: Job, memory: CData, states: bytearray, block: Block, first: int
+    ) -> list[memoryview]:
+        """The data pages of a block's clusters, which have to be read before the next call."""
+        pieces = []
+        for number, nbytes in enumerate(block.data_bytes):
+            start = (first + number) * self._cluster_size
+            end = min(start + self._cluster_size, job.nbytes)
+            if nbytes in (0, end - start):
+                piece = job.view[start : start + nbytes]
+            else:
+                if not self._scratch:
+                    self._scratch = bytearray(max(JOB_BYTES, self._cluster_size))
+                at = start // self._page_size
+                lib.lr_gather_pages(
+                    memory + start,
+                    end - start,
+                    self._page_size,
+                    ffi.from_buffer(states) + at,
+                    ffi.from_buffer(self._scratch) + start,
+                )
+                piece = memoryview(self._scratch)[start : start + nbytes]
+            if nbytes:
+                block.digests[32 * number : 32 * number + 32] = blake3(piece).digest()
+            pieces.append(piece)
+        return pieces
+
+    def _compress_new(
+        self, block: Block, pieces: list[memoryview], stopping: threading.Event
+    ) -> None:
+        """Fill in the records of what was not stored before, and what entries say of them."""
+        self._seen.find(block, self._pages)
+        for number, piece in enumerate(pieces):
+            at = number * self._entry_bytes
+            if not piece or any(block.entries[at : at + 8]):  # no data, or it has a place
+                continue
+            if stopping.is_set():
+                raise InterruptedError("the dump was given up")
+            kind, payload = self._compress(piece)
+            crc32c = lib.lr_crc32c(0, ffi.from_buffer(payload), len(payload))
+            _PLACE.pack_into(block.entries, at + 8, len(payload), crc32c, kind)
+            block.records[number] = record_head("cluster", len(payload)), payload
+
+    def _compress(self, data: memoryview) -> tuple[int, bytes | memoryview]:
+        payload = self._compressor.compress(data)
+        if len(payload) < len(data):
+            return CLUSTER_ZSTD, payload
+        return CLUSTER_RAW, bytes(data) if data.obj is self._scratch else data
 
 
 class Pipeline:

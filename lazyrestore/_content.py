@@ -120,6 +120,21 @@ class ContentDigest:
         self._end_run()
         self._hash.update(bytes([fmt.DIGEST_CLUSTER]) + states + digest)
 
+    def add_clusters(self, entries: bytearray, digests: bytearray) -> None:
+        """Clusters that are not part of a run, by their leaf entries and the data's digests."""
+        self._end_run()
+        kind = bytes([fmt.DIGEST_CLUSTER])
+        stride = len(entries) * 32 // len(digests)
+        text = bytearray()
+        for at, states_at in zip(
+            range(0, len(digests), 32),
+            range(fmt.ENTRY_HEAD_BYTES, len(entries), stride),
+            strict=True,
+        ):
+            states = entries[states_at : states_at + stride - fmt.ENTRY_HEAD_BYTES]
+            text += kind + states + digests[at : at + 32]
+        self._hash.update(text)
+
     def end_region(self, region: Region) -> None:
         self._end_run()
         self._hash.update(region.digest_end())

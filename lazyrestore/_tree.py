@@ -62,6 +62,12 @@ class TreeBuilder:
         self.cluster_count += 1
         self._push(0, kind, entry, 1)
 
+    def append_entries(self, entries: bytearray, kinds: bytearray) -> None:
+        """Add clusters by their packed leaf entries. They must fit into the node."""
+        self.cluster_count += len(kinds)
+        kind = kinds[0] if kinds.count(kinds[0]) == len(kinds) else _MIXED
+        self._push(0, kind, entries, len(kinds))
+
     def append_run(self, kind: int, count: int) -> None:
         """Add `count` whole clusters that are all holes or all zero."""
         assert kind in _UNIFORM
@@ -73,20 +79,21 @@ class TreeBuilder:
         entry = self._uniform_entries[kind] if number == 0 else Reference(kind).pack()
         if level.count:
             first = min(count, NODE_FANOUT - level.count)
-            self._push(number, kind, entry, first)
+            self._push(number, kind, entry * first, first)
             count -= first
         nodes, rest = divmod(count, NODE_FANOUT)
         if nodes:
             level.before += nodes * NODE_FANOUT
             self._push_run(number + 1, kind, nodes)
         if rest:
-            self._push(number, kind, entry, rest)
+            self._push(number, kind, entry * rest, rest)
 
-    def _push(self, number: int, kind: int, entry: bytes, count: int) -> None:
-        """Add equal entries that fit into the node."""
+    def _push(self, number: int, kind: int, entries: bytes | bytearray, count: int) -> None:
+        """Add entries, all of one kind or _MIXED, that fit into the node."""
         level = self._level(number)
-        level.entries += entry * count
+        level.entries += entries
         level.count += count
+        assert level.count <= NODE_FANOUT
         if kind not in _UNIFORM or level.kind not in (None, kind):
             level.kind = _MIXED
         else:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self
 
 from . import format as fmt
 from ._assemble import Assembler, new_identity
-from ._compress import Job, Pipeline, Run
+from ._compress import JOB_BYTES, BufferPool, Job, Pipeline, Run
 from ._content import (
     DEFAULT_CLUSTER_SIZE,
     DEFAULT_LEVEL,
@@ -45,7 +45,6 @@ __all__ = ["ImageWriter", "Progress"]
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are done and their total, where that is known."""
 
-_JOB_BYTES = 1 << 20
 _IN_FLIGHT_BYTES = 48 << 20
 _PROGRESS_S = 0.05
 
@@ -99,11 +98,12 @@ class ImageWriter:
         self._next_cluster = 0
         self._metadata_bytes = 0
         self._logical_bytes = 0
-        self._buffer = bytearray()  # the job that is being filled; empty: none
+        self._buffer: memoryview | None = None  # the job that is being filled
         self._filled = 0
         self._holes: list[tuple[int, int]] = []
 
-        self._job_bytes = max(_JOB_BYTES, cluster_size)
+        self._job_bytes = max(JOB_BYTES, cluster_size)
+        self._pool = BufferPool(self._job_bytes)
         threads = threads or default_threads(level, cluster_size)
         self._room = min(2 * threads + 2, _IN_FLIGHT_BYTES // self._job_bytes)
         self._under_way: deque[Job | Run | Region] = deque()
@@ -190,9 +190,37 @@ class ImageWriter:
                 else:
                     step = min(len(view) - at, self._job_bytes)
                     step -= step % self.cluster_size
-                    self._submit(view[at : at + step], [])
+                    self._submit(view[at : at + step])
                 at += step
             self._copy(view[at:])
+
+    def fill(self, fetch: Callable[[memoryview], int], nbytes: int) -> int:
+        """Append up to `nbytes` bytes that `fetch` puts into memory of the writer's.
+
+        Args:
+            fetch: called with a view of some length until all are there, or it fills less than
+                that; gives the bytes that it has filled, from the view's start. It does not keep
+                the view.
+            nbytes: how many are wanted at most.
+
+        Returns:
+            How many were appended.
+        """
+        done = 0
+        self._grow(0)
+        while done < nbytes:
+            with _AbortOnError(self):
+                buffer = self._open_buffer()
+                end = min(self._job_bytes, self._filled + nbytes - done)
+                with buffer[self._filled : end] as view:
+                    wanted, got = len(view), fetch(view)
+                self._grow(got)
+                if got:
+                    self._advance(got)
+            done += got
+            if got < wanted:
+                break
+        return done
 
     def zero(self, nbytes: int) -> None:
         """Append zeros; costs next to nothing, however many."""
@@ -225,7 +253,7 @@ class ImageWriter:
         _discard(self._file, self._pipeline)
         self._forgotten.detach()
         self._under_way.clear()
-        self._buffer = bytearray()
+        self._buffer = None
 
     def __enter__(self) -> Self:
         return self
@@ -262,8 +290,9 @@ class ImageWriter:
     def _copy(self, view: memoryview) -> None:
         at = 0
         while at < len(view):
-            step = min(self._open_buffer() - self._filled, len(view) - at)
-            self._buffer[self._filled : self._filled + step] = view[at : at + step]
+            buffer = self._open_buffer()
+            step = min(self._job_bytes - self._filled, len(view) - at)
+            buffer[self._filled : self._filled + step] = view[at : at + step]
             self._advance(step)
             at += step
 
@@ -287,21 +316,21 @@ class ImageWriter:
             self._mark(kind, rest)
 
     def _mark(self, kind: int, nbytes: int) -> None:
-        """Note zeros or a hole in the buffer, which is zero as it is."""
+        """Put zeros into the buffer, and note a hole."""
         if not nbytes:
             return
-        self._open_buffer()
+        start, end = self._filled, self._filled + nbytes
+        self._open_buffer()[start:end] = bytes(nbytes)
         if kind == fmt.CLUSTER_HOLE:
-            start = self._filled
             if self._holes and self._holes[-1][1] == start:
                 start = self._holes.pop()[0]
-            self._holes.append((start, self._filled + nbytes))
+            self._holes.append((start, end))
         self._advance(nbytes)
 
-    def _open_buffer(self) -> int:
-        if not self._buffer:
-            self._buffer = bytearray(self._job_bytes)  # always a new one: it has to be zero
-        return self._job_bytes
+    def _open_buffer(self) -> memoryview:
+        if self._buffer is None:
+            self._buffer = self._pool.get()
+        return self._buffer
 
     def _advance(self, nbytes: int) -> None:
         self._filled += nbytes
@@ -310,11 +339,17 @@ class ImageWriter:
 
     def _submit_buffer(self) -> None:
         buffer, holes, filled = self._buffer, self._holes, self._filled
-        self._buffer, self._holes, self._filled = bytearray(), [], 0
-        self._submit(memoryview(buffer)[:filled], holes)
+        assert buffer is not None
+        self._buffer, self._holes, self._filled = None, [], 0
+        self._submit(buffer[:filled], holes, buffer)
 
-    def _submit(self, view: memoryview, holes: list[tuple[int, int]]) -> None:
-        job = Job(view, holes)
+    def _submit(
+        self,
+        view: memoryview,
+        holes: list[tuple[int, int]] | None = None,
+        buffer: memoryview | None = None,
+    ) -> None:
+        job = Job(view, self._next_cluster, holes or [], buffer)
         self._next_cluster += -(-job.nbytes // self.cluster_size)
         self._enqueue(job)
 
@@ -342,6 +377,8 @@ class ImageWriter:
         if isinstance(piece, Job):
             self._done_bytes += piece.nbytes
             self._assembler.write_job(piece)
+            if piece.buffer is not None:
+                self._pool.put(piece.buffer)
         elif isinstance(piece, Run):
             self._done_bytes += piece.count * self.cluster_size
             self._assembler.write_run(piece)

@@ -250,6 +250,17 @@ class Recorder:
 
     write_stable = write
 
+    def fill(self, fetch: Callable[[memoryview], int], nbytes: int) -> int:
+        done = 0
+        while done < nbytes:
+            piece = bytearray(min(nbytes - done, 1 << 20))
+            got = fetch(memoryview(piece))
+            self.write(piece[:got])
+            done += got
+            if got < len(piece):
+                break
+        return done
+
     def zero(self, nbytes: int) -> None:
         self.content[self._last] += bytes(nbytes)
 

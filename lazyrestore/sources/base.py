@@ -6,9 +6,7 @@ A source writes itself to a sink, front to back, region after region:
         for mapping in self._mappings:
             sink.add_region(mapping.name, address=mapping.start, protection=mapping.protection)
             sink.hole(untouched_bytes)            # costs nothing, however long
-            chunk = bytearray(CHUNK_BYTES)        # a new one each time: it now belongs to the sink
-            fill(chunk)
-            sink.write_stable(chunk)
+            sink.fill(self._file.readinto, nbytes)
 
 The sink does everything else: zero pages, repeats, compression, progress. Its methods block while
 too much is under way, so a source need not bound anything. What a sink raises is for the caller of
@@ -17,7 +15,7 @@ too much is under way, so a source need not bound anything. What a sink raises i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lazyrestore.reports import Skipped
@@ -50,6 +48,13 @@ class Sink(Protocol):
         """Append bytes that nobody changes until the image is closed: they need no copy.
 
         Pages of `data` lie best at page boundaries of the region, and long pieces are best.
+        """
+
+    def fill(self, fetch: Callable[[memoryview], int], nbytes: int) -> int:
+        """Append up to `nbytes` bytes that `fetch` puts into memory of the sink's: no copy.
+
+        `fetch` is called with a view until all are there, or it fills less than all of that; it
+        gives the number of bytes that it filled. Returns how many were appended.
         """
 
     def zero(self, nbytes: int) -> None:

@@ -17,7 +17,7 @@ from lazyrestore.reports import Skipped
 
 from . import _smaps
 from ._refusal import explain
-from .base import CHUNK_BYTES, Sink
+from .base import Sink
 
 if TYPE_CHECKING:
     from ._smaps import Mapping
@@ -198,9 +198,6 @@ class _Reader:
         self._freeze = freeze
         self._skipped = skipped
         self._page_size = os.sysconf("SC_PAGESIZE")
-        self._buffer = bytearray(CHUNK_BYTES)
-        self._view = memoryview(self._buffer)
-        self._address = ffi.from_buffer(self._buffer)
         self._number = ffi.new("uint64_t *")
         self._runs = ffi.new("struct lr_page_run[]", _RUNS)
         self._run_numbers = memoryview(ffi.buffer(self._runs)).cast("B").cast("Q")
@@ -322,33 +319,38 @@ class _Reader:
     # ---- Reading ---------------------------------------------------------------------------------
 
     def _read(self, sink: Sink, mapping: Mapping, start: int, end: int) -> None:
-        while start < end:
-            wanted = min(end - start, len(self._buffer))
-            code = lib.lr_process_read(
-                self._pid, start, self._address, wanted, self._number, self._problem
-            )
+        at = start
+
+        def fetch(view: memoryview) -> int:
+            nonlocal at
+            with ffi.from_buffer(view) as memory:
+                code = lib.lr_process_read(
+                    self._pid, at, memory, len(view), self._number, self._problem
+                )
             if code < 0:
                 _check_alive(self._pid, self._freeze)
                 check(
                     code,
                     self._problem,
-                    what=f"cannot read process {self._pid} at {start:x}",
+                    what=f"cannot read process {self._pid} at {at:x}",
                     pid=self._pid,
                 )
-            got = int(self._number[0])
-            if got:
-                sink.write(self._view[:got])
-                start += got
-            if got < wanted:
-                unreadable = min(end, start + self._page_size - start % self._page_size)
-                reason = (
-                    "behind the end of the mapped file, or the file cannot be read"
-                    if mapping.has_file
-                    else "the kernel cannot read it: a guard, failed memory, or a fence"
-                )
-                self._skip(mapping, start, unreadable, reason)
-                sink.hole(unreadable - start)
-                start = unreadable
+            at += self._number[0]
+            return int(self._number[0])
+
+        while at < end:
+            wanted = end - at
+            if sink.fill(fetch, wanted) == wanted:
+                return
+            unreadable = min(end, at + self._page_size - at % self._page_size)
+            reason = (
+                "behind the end of the mapped file, or the file cannot be read"
+                if mapping.has_file
+                else "the kernel cannot read it: a guard, failed memory, or a fence"
+            )
+            self._skip(mapping, at, unreadable, reason)
+            sink.hole(unreadable - at)
+            at = unreadable
 
     def _skip(self, mapping: Mapping, start: int, end: int, reason: str) -> None:
         """Note that something is not in the image, joined with what was noted before it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from lazyrestore.reports import Skipped
@@ -111,63 +111,59 @@ class RawFile:
                 sink.zero(end - start)
 
     def _copy_range(self, fd: int, start: int, end: int, sink: Sink) -> None:
-        while start < end:
-            # Pieces begin at multiples of their length, so that they need no copy.
-            length = min(CHUNK_BYTES - start % CHUNK_BYTES, end - start)
-            chunk = bytearray(length)
+        at = start
+
+        def fetch(view: memoryview) -> int:
+            nonlocal at
             filled = 0
-            with memoryview(chunk) as view:
-                while filled < length:
-                    try:
-                        count = os.preadv(fd, [view[filled:]], start + filled)
-                    except OSError as error:
-                        raise _read_error(error, self.describe()) from None
-                    if count == 0:
-                        raise OSError(
-                            errno.EIO,
-                            f"The file became shorter while it was dumped: it ends at byte"
-                            f" {start + filled}, and had {end} or more",
-                            self._path,
-                        )
-                    filled += count
-            sink.write_stable(chunk)
-            start += length
+            while filled < len(view):
+                try:
+                    count = os.preadv(fd, [view[filled:]], at)
+                except OSError as error:
+                    raise _read_error(error, self.describe()) from None
+                if count == 0:
+                    raise OSError(
+                        errno.EIO,
+                        f"The file became shorter while it was dumped: it ends at byte {at}, and"
+                        f" had {end} or more",
+                        self._path,
+                    )
+                filled += count
+                at += count
+            return filled
+
+        sink.fill(fetch, end - start)
 
 
 def _copy_object(stream: Any, sink: Sink) -> None:
-    if not hasattr(stream, "readinto"):
-        while data := stream.read(CHUNK_BYTES):
-            if isinstance(data, str):
-                raise TypeError("the file is open for text: open it with mode 'rb'")
-            sink.write(data)
+    if hasattr(stream, "readinto"):
+        _copy_until_end(stream.readinto, sink)
         return
-    while True:
-        chunk = bytearray(CHUNK_BYTES)
-        filled = 0
-        with memoryview(chunk) as view:
-            while filled < CHUNK_BYTES and (count := stream.readinto(view[filled:])):
-                filled += count
-        sink.write_stable(memoryview(chunk)[:filled])
-        if filled < CHUNK_BYTES:
-            return
+    while data := stream.read(CHUNK_BYTES):
+        if isinstance(data, str):
+            raise TypeError("the file is open for text: open it with mode 'rb'")
+        sink.write(data)
 
 
 def _copy_pipe(fd: int, sink: Sink, what: str) -> None:
-    while True:
-        chunk = bytearray(CHUNK_BYTES)
+    def read_into(view: memoryview) -> int:
+        try:
+            return os.readv(fd, [view])
+        except OSError as error:
+            raise _read_error(error, what) from None
+
+    _copy_until_end(read_into, sink)
+
+
+def _copy_until_end(read_into: Callable[[memoryview], int | None], sink: Sink) -> None:
+    def fetch(view: memoryview) -> int:
         filled = 0
-        with memoryview(chunk) as view:
-            while filled < CHUNK_BYTES:
-                try:
-                    count = os.readv(fd, [view[filled:]])
-                except OSError as error:
-                    raise _read_error(error, what) from None
-                if count == 0:
-                    break
-                filled += count
-        sink.write_stable(memoryview(chunk)[:filled])
-        if filled < CHUNK_BYTES:
-            return
+        while filled < len(view) and (count := read_into(view[filled:])):
+            filled += count
+        return filled
+
+    while sink.fill(fetch, CHUNK_BYTES) == CHUNK_BYTES:
+        pass
 
 
 def _read_error(error: OSError, what: str) -> OSError:
