@@ -431,7 +431,7 @@ uint64_t lr_scan_pages(const void *data, uint64_t bytes, uint32_t page_size, uin
 uint64_t lr_gather_pages(const void *data, uint64_t bytes, uint32_t page_size,
 			 const uint8_t *states, void *ret_data);
 
-/* A table of the clusters that were already stored, of fixed size: when it is full it forgets. */
+/* A table of the clusters that were already stored. It grows to max_bytes; then it forgets. */
 typedef struct lr_seen lr_seen;
 struct lr_stored_cluster {
 	uint64_t payload_offset;

@@ -1,7 +1,9 @@
 /*
- * A set-associative table: the digest chooses a set of WAYS entries, and nothing is ever moved.
- * That bounds a look-up, and lets the table forget one old cluster for each new one when it is
- * full. Memory is mapped without a reservation, so what was never used costs nothing.
+ * A set-associative table: the digest chooses a set of WAYS entries. It begins with a few sets, and
+ * where one is full it grows by linear hashing: one set after another is split in two, the second
+ * half becoming the last set. So it takes memory for what is in it, densely: entries strewn over
+ * the whole size would be a page each, that the kernel has to bring. At its full size nothing is
+ * moved any more, and it forgets one old cluster for each new one where a set is full.
  *
  * One mutex guards it. A look-up takes about 100 ns and belongs to a cluster that takes 100 µs to
  * compress, so threads hardly meet; and what a sequence lock would save is less than the doubt
@@ -17,6 +19,7 @@
 
 #define DIGEST_BYTES 32u
 #define WAYS         8u
+#define FIRST_SETS   64u
 
 struct entry {
 	uint8_t digest[DIGEST_BYTES];
@@ -34,10 +37,14 @@ struct set {
 	uint64_t next;
 };
 
+/* `round` sets, a power of two, were there when this round of splitting began; those before `split`
+ * were split in it. So there are round + split sets. */
 struct lr_seen {
 	pthread_mutex_t lock;
 	struct set *sets;
-	uint64_t set_count;
+	uint64_t round;
+	uint64_t split;
+	uint64_t max_sets;
 	uint64_t mapped_bytes;
 };
 
@@ -46,15 +53,18 @@ static_assert(sizeof(struct entry) == 56,
 
 int lr_seen_open(uint64_t max_bytes, lr_seen **ret_seen)
 {
-	uint64_t set_count = max_bytes / sizeof(struct set);
-	if (set_count == 0 || set_count > SIZE_MAX / sizeof(struct set))
+	uint64_t max_sets = max_bytes / sizeof(struct set);
+	if (max_sets == 0 || max_sets > SIZE_MAX / sizeof(struct set))
 		return LR_ERR_ARGUMENT;
 
 	lr_seen *seen = calloc(1, sizeof(*seen));
 	if (!seen)
 		return LR_ERR_NOMEM;
-	seen->set_count = set_count;
-	seen->mapped_bytes = set_count * sizeof(struct set);
+	seen->max_sets = max_sets;
+	seen->round = FIRST_SETS;
+	while (seen->round > max_sets)
+		seen->round /= 2;
+	seen->mapped_bytes = max_sets * sizeof(struct set);
 	seen->sets = mmap(NULL, seen->mapped_bytes, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (seen->sets == MAP_FAILED) {
@@ -77,11 +87,49 @@ void lr_seen_close(lr_seen *seen)
 	free(seen);
 }
 
+static uint64_t set_number(const lr_seen *seen, const uint8_t *digest)
+{
+	uint64_t hash;
+	memcpy(&hash, digest, sizeof(hash)); /* a digest's bytes are as good as random */
+	uint64_t number = hash & (seen->round - 1);
+	return number < seen->split ? hash & (2 * seen->round - 1) : number;
+}
+
 static struct set *set_of(const lr_seen *seen, const uint8_t *digest)
 {
-	uint64_t number;
-	memcpy(&number, digest, sizeof(number)); /* a digest's bytes are as good as random */
-	return &seen->sets[number % seen->set_count];
+	return &seen->sets[set_number(seen, digest)];
+}
+
+/* Split the next set in two. Sets have not yet forgotten anything: the first `next` ways are in
+ * use, the oldest first, and so they are in both halves. */
+static void split_next(lr_seen *seen)
+{
+	struct set *set = &seen->sets[seen->split];
+	struct set *half = &seen->sets[seen->round + seen->split];
+	struct set before = *set;
+
+	memset(set, 0, sizeof(*set));
+	if (++seen->split == seen->round) {
+		seen->round *= 2;
+		seen->split = 0;
+	}
+	for (unsigned way = 0; way < before.next; way++) {
+		struct set *to = set_of(seen, before.ways[way].digest);
+		assert(to == set || to == half);
+		to->ways[to->next++] = before.ways[way];
+	}
+}
+
+/* The set for a digest that is about to be put, with room if there can be any. */
+static struct set *set_with_room(lr_seen *seen, const uint8_t *digest)
+{
+	struct set *set = set_of(seen, digest);
+
+	while (set->next >= WAYS && seen->round + seen->split < seen->max_sets) {
+		split_next(seen);
+		set = set_of(seen, digest);
+	}
+	return set;
 }
 
 static struct entry *entry_of(struct set *set, const uint8_t *digest)
@@ -116,10 +164,11 @@ void lr_seen_put(lr_seen *seen, const uint8_t *digest, const struct lr_stored_cl
 {
 	assert(stored->payload_offset != 0);
 	pthread_mutex_lock(&seen->lock);
-	struct set *set = set_of(seen, digest);
-	struct entry *entry = entry_of(set, digest);
-	if (!entry)
+	struct entry *entry = entry_of(set_of(seen, digest), digest);
+	if (!entry) {
+		struct set *set = set_with_room(seen, digest);
 		entry = &set->ways[set->next++ % WAYS];
+	}
 	memcpy(entry->digest, digest, DIGEST_BYTES);
 	entry->payload_offset = stored->payload_offset;
 	entry->payload_bytes = stored->payload_bytes;
