@@ -462,6 +462,9 @@ uint64_t lr_entries_find(const lr_seen *seen, const uint8_t *digests, uint64_t c
 uint64_t lr_entries_place(lr_seen *seen, const uint8_t *digests, uint64_t count,
 			  uint32_t pages_per_cluster, uint64_t position, void *entries,
 			  uint8_t *ret_is_new);
+/* Have the kernel begin to write a part of a file to its disk, so that a later fsync has less to
+ * wait for. A hint only: where it cannot be done, nothing is. */
+void lr_file_start_writing(int fd, uint64_t offset, uint64_t bytes);
 
 /* ---- Another process's memory ---- */
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
+import time
 
 from . import format as fmt
 from ._compress import Block, Job, Run, SeenTable
@@ -30,8 +30,8 @@ def new_identity() -> tuple[bytes, str, str]:
     """A new image's id, when it is made, and by what."""
     from . import __version__
 
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return os.urandom(16), now.replace("+00:00", "Z"), f"lazyrestore {__version__}"
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return os.urandom(16), now, f"lazyrestore {__version__}"
 
 
 class Assembler:

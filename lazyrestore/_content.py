@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from pickle import PickleBuffer
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -168,6 +167,8 @@ def raw_view(data: Buffer) -> memoryview:
     if isinstance(data, memoryview) and data.c_contiguous:
         with contextlib.suppress(TypeError, ValueError):  # not of every format
             return data.cast("B")
+    from pickle import PickleBuffer  # which takes its time, and mostly is not needed
+
     return PickleBuffer(data).raw()
 
 

@@ -12,11 +12,13 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
+
+from ._native import lib
 
 _FLUSH_BYTES = 4 << 20
 _FLUSH_PARTS = 512  # below IOV_MAX
+_WRITE_OUT_BYTES = 8 << 20  # that the kernel may keep before it begins to write them to the disk
 _NAME_BYTES = 200  # of the target's name in the temporary one's, which may have 255 in all
 
 
@@ -34,6 +36,7 @@ class OutputFile:
         self._owner = os.getpid()
         self.path = path
         self.position = 0  # of what is appended next
+        self._written_out = 0  # up to here the kernel was told to begin
         self._parts: list[bytes | memoryview] = []
         self._parts_bytes = 0
         folder, self._name = os.path.split(path)
@@ -53,7 +56,7 @@ class OutputFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             # Known before it exists, so that an interrupt in between leaves nothing behind.
-            self._temporary = f"{_temporary_start(self._name)}{secrets.token_hex(8)}.tmp"
+            self._temporary = f"{_temporary_start(self._name)}{_random_word()}.tmp"
             try:
                 self._fd = os.open(self._temporary, flags, 0o600, dir_fd=self._folder)
             except FileExistsError:
@@ -110,6 +113,11 @@ class OutputFile:
                 start += 1
             if written:
                 parts[start] = memoryview(parts[start])[written:]
+        # What the disk does by and by need not be waited for at the end.
+        ahead = self.position - self._written_out
+        if ahead >= _WRITE_OUT_BYTES:
+            lib.lr_file_start_writing(self._fd, self._written_out, ahead)
+            self._written_out = self.position
 
     def write_at(self, data: bytes | memoryview, offset: int) -> None:
         """Write at a place of its own, at once; from any thread. Not to be mixed with `append`."""
@@ -168,6 +176,10 @@ class OutputFile:
 
     def __del__(self) -> None:
         self.discard()
+
+
+def _random_word() -> str:
+    return os.urandom(8).hex()  # `secrets` would do the same, and load OpenSSL for it
 
 
 def _temporary_start(name: str) -> str:

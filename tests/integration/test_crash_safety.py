@@ -199,7 +199,7 @@ def test_a_link_at_the_temporary_name_is_not_followed(
     precious.write_bytes(b"keep")
     precious.chmod(0o644)
     names = iter(["0" * 16, "1" * 16, "2" * 16, "3" * 16])
-    monkeypatch.setattr("lazyrestore._outfile.secrets.token_hex", lambda _: next(names))
+    monkeypatch.setattr("lazyrestore._outfile._random_word", lambda: next(names))
     for digit, place in zip("012", ("precious", "nowhere", str(tmp_path)), strict=True):
         (tmp_path / f".image.lzr.{digit * 16}.tmp").symlink_to(place)
     path = tmp_path / "image.lzr"

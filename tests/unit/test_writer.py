@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import os
 import subprocess
@@ -398,3 +399,52 @@ def test_gaps_are_whole_numbers(path):
             writer.hole("5")
         writer.zero(5)
     assert writer.close().regions[0].length == 5
+
+
+@pytest.mark.parametrize("before", [0, 1, 4096, 65536 + 5])
+def test_what_is_fetched_is_kept_up_to_where_it_ends(path, before):
+    content = noise(3 * MIB + 77)
+    views = []
+
+    def fetch_all(source):
+        def fetch(view):
+            views.append(len(view))
+            return source.readinto(view)
+
+        return fetch
+
+    with ImageWriter(path) as writer:
+        writer.add_region("memory")
+        writer.write(noise(before, 1))
+        assert writer.fill(fetch_all(io.BytesIO(content)), len(content)) == len(content)
+        assert writer.fill(fetch_all(io.BytesIO(content[:5000])), 9 * MIB) == 5000
+        assert writer.fill(fetch_all(io.BytesIO()), 10) == 0
+        writer.zero(10)  # over bytes that an earlier fetch may have left there
+        writer.hole(5 * PAGE)
+    expected = noise(before, 1) + content + content[:5000] + bytes(10 + 5 * PAGE)
+    assert decode(path).content("memory") == expected
+    assert max(views) <= MIB
+
+
+def test_gaps_in_used_buffers_are_zero(path):
+    """Buffers are used again: what an earlier piece left there must not show."""
+    with ImageWriter(path, threads=1) as writer:
+        writer.add_region("memory")
+        writer.write(b"\xff" * 40 * MIB)
+        for _ in range(20):
+            writer.write(b"x")
+            writer.zero(MIB - 1001)
+            writer.hole(1000)
+    content = decode(path).content("memory")
+    assert content[40 * MIB :] == (b"x" + bytes(MIB - 1)) * 20
+
+
+def test_an_error_of_a_fetch_reaches_the_caller(tmp_path, path):
+    def fetch(view):
+        raise RuntimeError("no more")
+
+    writer = ImageWriter(path)
+    writer.add_region("memory")
+    with pytest.raises(RuntimeError, match="no more"):
+        writer.fill(fetch, 10)
+    assert os.listdir(tmp_path) == []
