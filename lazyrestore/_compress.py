@@ -185,9 +185,7 @@ class Worker:
         self._pages = cluster_size // page_size
         self._entry_bytes = entry_bytes(self._pages)
         self._seen = seen
-        self._compressor = zstandard.ZstdCompressor(
-            level=level, write_checksum=False, write_content_size=True
-        )
+        self._compressor = _compressor(level, cluster_size)
         self._scratch = bytearray()  # for data pages, of clusters that have others too
 
     def process(self, job: Job, stopping: threading.Event) -> None:
@@ -308,6 +306,22 @@ class Worker:
         if len(payload) < len(data):
             return CLUSTER_ZSTD, payload
         return CLUSTER_RAW, bytes(data) if data.obj is self._scratch else data
+
+
+def _compressor(level: int, cluster_size: int) -> zstandard.ZstdCompressor:
+    parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=cluster_size)
+    if level != 3 or parameters.strategy != zstandard.STRATEGY_DFAST:
+        return zstandard.ZstdCompressor(level=level, write_checksum=False, write_content_size=True)
+    # Half of level 3's table of short matches: it stays in the processor's cache, and so this is up
+    # to 9 % faster, for images that are at most 0.6 % larger.
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=cluster_size,
+        chain_log=max(parameters.chain_log - 1, zstandard.CHAINLOG_MIN),
+        write_checksum=False,
+        write_content_size=True,
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
 class Pipeline:

@@ -13,6 +13,7 @@ is imported, and each imports what it needs in its function.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _errors.prepare()
         command = typer.main.get_command(make_app(_commands_for(given)))
+        gc.freeze()  # what was imported stays: no collection, at the end neither, looks at it again
         with command.make_context("lazyrestore", given) as context:
             command.invoke(context)
         sys.stdout.flush()
