@@ -99,20 +99,6 @@ static uint64_t run_of(const struct lr_feed *feed, const struct lr_range *range,
 	return run < last - info->cluster ? run : last - info->cluster;
 }
 
-/* Nothing of it is left to load: its pages came, or their owner gave them up. */
-static bool is_settled(const struct lr_target *target, const struct lr_range *range,
-		       uint64_t cluster)
-{
-	uint64_t cluster_size = target->image->info.cluster_size;
-	uint64_t begin = (cluster - range->region.first_cluster) * cluster_size;
-	uint64_t rest = range->bytes - begin;
-	uint64_t first = lr_target_page(target, range, begin);
-	uint64_t last = first + (rest < cluster_size ? rest : cluster_size) / target->host_page;
-
-	return lr_pageset_get(&target->clusters, cluster) == LR_STATE_SETTLED
-	       || lr_pageset_next(&target->clusters, first, last, false) >= last;
-}
-
 int lr_feed_load(struct lr_feed *feed, struct lr_range *range, uint64_t cluster, uint64_t end,
 		 uint64_t *ret_run, struct lr_problem *ret_problem)
 {
@@ -123,7 +109,7 @@ int lr_feed_load(struct lr_feed *feed, struct lr_range *range, uint64_t cluster,
 	int before;
 
 	*ret_run = 1;
-	if (is_settled(target, range, cluster))
+	if (lr_target_is_settled(target, range, cluster))
 		return LR_OK;
 	before = take_result(slot, ret_problem);
 	memset(job, 0, sizeof(*job));

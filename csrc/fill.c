@@ -13,8 +13,9 @@
 #include <unistd.h>
 
 #define STACK_BYTES (256u << 10)
-/* How many of the clusters that are wanted first a worker takes at once. */
-#define FIRST_STEP 4u
+/* How many of the clusters that are wanted first a worker loads between two looks at the memory
+ * that is left. */
+#define FIRST_STEP 8u
 /* How often, and after how long, a range is tried to be given back. */
 #define RELEASE_TRIES    100
 #define RELEASE_PAUSE_NS 2000000
@@ -76,41 +77,18 @@ static int feed(struct lr_worker *worker, struct lr_range *range, uint64_t clust
 static void fill_first(struct lr_worker *worker)
 {
 	struct lr_fill *fill = worker->fill;
-	struct lr_target *target = fill->pager->target;
+	uint64_t cluster_size = fill->pager->target->image->info.cluster_size, cluster;
+	struct lr_range *range;
 
-	while (!is_over(fill)) {
-		uint64_t next = atomic_fetch_add_explicit(&fill->next_first, FIRST_STEP,
-							  memory_order_relaxed);
-
-		if (next >= fill->first_count
-		    || !is_room(fill, FIRST_STEP * target->image->info.cluster_size))
-			break;
-		for (uint64_t i = next; i < next + FIRST_STEP && i < fill->first_count; i++) {
-			int64_t region = lr_image_region_of_cluster(target->image, fill->first[i]);
-
-			if (region >= 0
-			    && lr_range_state(&target->ranges[region]) == LR_RANGE_ACTIVE)
-				note(fill, feed(worker, &target->ranges[region], fill->first[i]));
-		}
-	}
+	for (uint32_t i = 0;
+	     !is_over(fill) && (i % FIRST_STEP || is_room(fill, FIRST_STEP * cluster_size))
+	     && lr_first_take(&fill->first, &range, &cluster);
+	     i++)
+		note(fill, feed(worker, range, cluster));
 	note(fill, lr_feed_finish(&worker->feed, NULL));
 }
 
 /* ---- Chunks ---- */
-
-/* Nothing of a cluster is left to load within its range. */
-static bool is_settled(const struct lr_target *target, const struct lr_range *range,
-		       uint64_t cluster)
-{
-	uint64_t begin = (cluster - range->region.first_cluster) * target->image->info.cluster_size;
-	uint64_t end = begin + target->image->info.cluster_size;
-	uint64_t last = lr_target_page(target, range, end < range->bytes ? end : range->bytes);
-
-	return lr_pageset_get(&target->clusters, cluster) == LR_STATE_SETTLED
-	       || lr_pageset_next(&target->clusters, lr_target_page(target, range, begin), last,
-				  false)
-			  >= last;
-}
 
 /* Wait for what a stage was given last. */
 static void collect(struct lr_worker *worker, uint32_t number)
@@ -150,7 +128,7 @@ static enum lr_chunk_state gather(struct lr_worker *worker, const struct lr_chun
 		if (now != before && lr_chunk_has(chunk, now - 1, cluster_size)
 		    && lr_stage_data_pages(stage) > 0)
 			return LR_CHUNK_TODO;
-		if (is_settled(fill->pager->target, chunk->range, cluster))
+		if (lr_target_is_settled(fill->pager->target, chunk->range, cluster))
 			continue;
 		code = lr_decoder_find(decoder, &chunk->range->region, cluster, &problem);
 		if (code == LR_OK)
@@ -261,11 +239,15 @@ static void *run(void *argument)
 	struct lr_worker *worker = argument;
 	struct lr_fill *fill = worker->fill;
 
+	/* Beside a program it must never keep a fault waiting. */
+	if (!fill->is_awaited)
+		yield_to_all();
 	fill_first(worker);
 	if (leave(&fill->left_first))
 		set_state(&fill->first_state,
 			  atomic_load_explicit(&fill->code, memory_order_relaxed));
-	yield_to_all();
+	if (fill->is_awaited)
+		yield_to_all();
 	if (!fill->first_only)
 		fill_chunks(worker);
 	for (uint32_t i = 0; i < LR_FILL_STAGES; i++)
@@ -291,36 +273,16 @@ static int start_thread(struct lr_worker *worker)
 	pthread_attr_destroy(&attributes);
 	if (error)
 		return error == ENOMEM ? LR_ERR_NOMEM : LR_ERR_LIMIT;
-	pthread_setname_np(worker->thread, "lazyrestore-fill");
+	pthread_setname_np(worker->thread, "lazyrestore-fil");
 	return LR_OK;
 }
 
 /* ---- The beginning ---- */
 
-/* A copy: the caller's memory may be lazy, and may change. */
-static int copy_first(struct lr_fill *fill, const struct lr_fill_options *options)
-{
-	uint64_t cluster_count = fill->pager->target->image->info.cluster_count;
-
-	if (!options || options->first_count == 0)
-		return LR_OK;
-	if (!options->first || options->first_count > cluster_count)
-		return LR_ERR_ARGUMENT;
-	fill->first = malloc(options->first_count * sizeof(*fill->first));
-	if (!fill->first)
-		return LR_ERR_NOMEM;
-	memcpy(fill->first, options->first, options->first_count * sizeof(*fill->first));
-	fill->first_count = options->first_count;
-	for (uint64_t i = 0; i < fill->first_count; i++)
-		if (fill->first[i] >= cluster_count)
-			return LR_ERR_ARGUMENT;
-	return LR_OK;
-}
-
 /* As many as are wanted, and of use. */
 static uint32_t count_workers(const struct lr_fill *fill, const struct lr_fill_options *options)
 {
-	uint64_t wanted = options ? options->threads : 0, use = fill->first_count / FIRST_STEP + 1;
+	uint64_t wanted = options ? options->threads : 0, use = fill->first.count / FIRST_STEP + 1;
 	cpu_set_t processors;
 
 	if (wanted == 0 && sched_getaffinity(0, sizeof(processors), &processors) == 0)
@@ -355,18 +317,20 @@ static void give_back(struct lr_fill *fill, bool is_here)
 		lr_feed_close(&fill->workers[i].feed);
 	}
 	free(fill->workers);
-	free(fill->first);
 	fill->workers = NULL;
 	fill->worker_count = 0;
-	fill->first = NULL;
-	fill->first_count = 0;
+	if (is_here)
+		lr_first_close(&fill->first);
+	else
+		lr_first_abandon(&fill->first);
 	lr_chunks_close(&fill->chunks);
 	lr_headroom_close(&fill->headroom);
 }
 
 static int open_all(struct lr_fill *fill, const struct lr_fill_options *options)
 {
-	int code = copy_first(fill, options);
+	int code = lr_first_open(&fill->first, fill->pager, options ? options->first : NULL,
+				 options ? options->first_count : 0);
 
 	if (code == LR_OK)
 		code = lr_chunks_open(&fill->chunks, fill->pager->target);
@@ -418,6 +382,7 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 	fill->pager = pager;
 	fill->release = release_range;
 	fill->first_only = options && options->first_only;
+	fill->is_awaited = options && options->is_awaited;
 	code = lr_headroom_open(&fill->headroom, "/");
 	if (code < 0)
 		return code;
@@ -425,6 +390,7 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 	if (code == LR_OK) {
 		atomic_store_explicit(&fill->state, LR_FILL_RUNNING, memory_order_relaxed);
 		atomic_store_explicit(&fill->first_state, LR_FILL_RUNNING, memory_order_relaxed);
+		lr_first_read_ahead(&fill->first);
 		code = start_all(fill);
 	}
 	fill->is_started = code == LR_OK;

@@ -9,6 +9,7 @@
 
 #include "chunks.h"
 #include "feed.h"
+#include "first.h"
 #include "headroom.h"
 
 #define LR_FILL_THREADS_MAX 16u
@@ -35,16 +36,15 @@ struct lr_fill {
 	struct lr_worker *workers;
 	bool is_started;
 	bool first_only;
+	bool is_awaited;
 	_Atomic bool is_stopping;
 	_Atomic int32_t code;        /* the first failure that ends it all */
 	_Atomic uint32_t left;       /* workers at work */
 	_Atomic uint32_t left_first; /* and at `first` */
-	_Atomic uint64_t next_first; /* of them, to be loaded */
 	/* enum lr_fill_state; who waits, waits for its change */
 	_Atomic uint32_t state;
 	_Atomic uint32_t first_state; /* the same for `first` */
-	uint64_t *first;
-	uint64_t first_count;
+	struct lr_first first;
 };
 
 /* LR_ERR_BUSY where it was started before. `release` may be NULL. */

@@ -339,10 +339,12 @@ struct lr_fill_options {
 	uint64_t first_count;
 	uint32_t first_only; /* nonzero: nothing else afterwards */
 	uint32_t threads;    /* 0: one a processor that this process may use */
+	uint32_t is_awaited; /* nonzero: the caller does nothing more until `first` is there */
+	uint32_t reserved;
 };
 
-/* Load all attached regions in the background, by threads that stop short of a memory limit: those
- * of `first` at the caller's priority, then the rest at the lowest. `options` may be NULL:
+/* Load all attached regions in the background, by threads that stop short of a memory limit, at the
+ * lowest priority; those of `first` at the caller's where he waits for them. `options` may be NULL:
  * everything. Once a session: LR_ERR_BUSY. LR_ERR_ARGUMENT where `first` has a cluster that is not
  * in the image. */
 int lr_session_fill(lr_session *session, const struct lr_fill_options *options);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 int lr_source_open(struct lr_source *source, const char *path, struct lr_problem *ret_problem)
@@ -54,4 +55,21 @@ int lr_source_read(const struct lr_source *source, uint64_t offset, void *ret_da
 		done += (uint64_t)got;
 	}
 	return LR_OK;
+}
+
+bool lr_source_is_cached(const struct lr_source *source, uint64_t offset, uint64_t bytes)
+{
+	uint64_t at[] = {offset, offset + bytes - 1};
+	uint8_t byte;
+	struct iovec to = {.iov_base = &byte, .iov_len = 1};
+
+	for (int i = 0; i < 2; i++)
+		if (preadv2(source->fd, &to, 1, (off_t)at[i], RWF_NOWAIT) < 0 && errno == EAGAIN)
+			return false;
+	return true;
+}
+
+bool lr_source_advise(const struct lr_source *source, uint64_t offset, uint64_t bytes)
+{
+	return posix_fadvise(source->fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED) == 0;
 }

@@ -226,3 +226,17 @@ void lr_target_settle_down(const struct lr_target *target, uint64_t page)
 		nanosleep(&pause, NULL);
 	lr_target_sync(target);
 }
+
+bool lr_target_is_settled(const struct lr_target *target, const struct lr_range *range,
+			  uint64_t cluster)
+{
+	uint64_t cluster_size = target->image->info.cluster_size;
+	uint64_t begin = (cluster - range->region.first_cluster) * cluster_size;
+	uint64_t end = begin + cluster_size < range->bytes ? begin + cluster_size : range->bytes;
+	uint64_t last = lr_target_page(target, range, end);
+
+	return lr_pageset_get(&target->clusters, cluster) == LR_STATE_SETTLED
+	       || lr_pageset_next(&target->clusters, lr_target_page(target, range, begin), last,
+				  false)
+			  >= last;
+}

@@ -126,6 +126,10 @@ void lr_target_sync(const struct lr_target *target);
  * work, and this may be for a load. `page` is an address in a registered range. */
 void lr_target_settle_down(const struct lr_target *target, uint64_t page);
 
+/* Nothing of a cluster is left to load within its range: its pages came, or were given up. */
+bool lr_target_is_settled(const struct lr_target *target, const struct lr_range *range,
+			  uint64_t cluster);
+
 /* Number of a page, counted through all clusters. */
 static inline uint64_t lr_target_page(const struct lr_target *target, const struct lr_range *range,
 				      uint64_t offset)

@@ -137,13 +137,14 @@ class Core:
         if code < 0:
             raise_for_cluster(self.image, number, code, problem, RestoreError)
 
-    def fill(self, first: WorkingSet | None = None) -> None:
+    def fill(self, first: WorkingSet | None = None, *, is_awaited: bool = False) -> None:
         """Start to load everything in the background, the clusters of a working set first."""
         options = ffi.NULL
         if first is not None and len(first):
             clusters = ffi.from_buffer("uint64_t[]", first.clusters)
             options = ffi.new("struct lr_fill_options *")
             options.first, options.first_count = clusters, len(first)
+            options.is_awaited = is_awaited
         code = lib.lr_session_fill(self._handle, options)
         check(code, what=f"cannot fill from {self.image.path}")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     WorkingSetChoice = str | os.PathLike[str] | WorkingSet | bool | None
 
 _PREFETCH = ("none", "auto", "all")
-_REPLAY = ("beside", "before")
+_REPLAY = ("before", "beside")
 
 
 def restore(
@@ -38,7 +38,7 @@ def restore(
     trace: int = 0,
     record: str | os.PathLike[str] | None = None,
     working_set: WorkingSetChoice = None,
-    replay: str = "beside",
+    replay: str = "before",
 ) -> Session:
     """Restore an image's regions into this process.
 
@@ -78,8 +78,8 @@ def restore(
         working_set: what to load first: a file, a WorkingSet, None (or "auto"): the file beside
             the image with `.ws` appended, if it is there; False: none. One that is found there and
             cannot be used gives a RuntimeWarning.
-        replay: "beside": the working set is loaded while the program runs; "before": `restore`
-            returns when it is loaded.
+        replay: "before": `restore` returns when the working set is loaded; "beside": at once, and
+            it is loaded while the program runs, at the lowest priority.
 
     Returns:
         A Session: a mapping from names to regions, in dump order, and a context manager.
@@ -123,7 +123,7 @@ def map_image(
     threads: int | None = None,
     record: str | os.PathLike[str] | None = None,
     working_set: WorkingSetChoice = None,
-    replay: str = "beside",
+    replay: str = "before",
     only: str | None = None,
 ) -> Session:
     """The second half of `restore`, with the same arguments. The session takes the image over.
@@ -158,7 +158,7 @@ def map_image(
         decode_regions(image, buffers, threads=threads)
         chosen = None
     elif chosen is not None:
-        core.fill(chosen)
+        core.fill(chosen, is_awaited=replay == "before")
         if replay == "before":
             core.wait_first(None)
     elif prefetch == "all":

@@ -79,10 +79,10 @@ def restore(
         ),
     ] = None,
     replay: Annotated[
-        Literal["beside", "before"] | None,
+        Literal["before", "beside"] | None,
         typer.Option(
-            help="With --lazy: load the working set beside the touches, or before the first."
-            "  [default: beside]"
+            help="With --lazy: load the working set before the first touch, or beside the touches."
+            "  [default: before]"
         ),
     ] = None,
     privilege: Annotated[
@@ -167,7 +167,7 @@ def restore(
             prefetch=prefetch or ("none" if working_set is None else "auto"),
             record=record,
             working_set=working_set,
-            replay=replay or "beside",
+            replay=replay or "before",
             privilege=privilege or "full",
             granularity=granularity or "cluster",
             fault_mode=fault_mode or "thread",
