@@ -155,7 +155,7 @@ def test_a_childs_pager_blocks_signals_and_takes_part_in_setuid(image):
                 with open(f"/proc/self/task/{task}/status") as file:
                     status = dict(line.split(":", 1) for line in file)
                 blocked.append((int(task), int(status["SigBlk"], 16)))
-            assert len(blocked) == 2, blocked
+            assert len(blocked) >= 2, blocked  # this one, and the pager
             for task, mask in blocked:
                 if task != os.getpid():
                     assert mask & 0x7FFBFEFF == 0x7FFBFEFF, hex(mask)  # all but KILL and STOP
