@@ -248,12 +248,16 @@ static void *run(void *argument)
 			  atomic_load_explicit(&fill->code, memory_order_relaxed));
 	if (fill->is_awaited)
 		yield_to_all();
+	atomic_store_explicit(&fill->pager->is_filling, !fill->first_only && !is_over(fill),
+			      memory_order_relaxed);
 	if (!fill->first_only)
 		fill_chunks(worker);
 	for (uint32_t i = 0; i < LR_FILL_STAGES; i++)
 		lr_stage_close(&worker->stages[i]);
-	if (leave(&fill->left))
+	if (leave(&fill->left)) {
+		atomic_store_explicit(&fill->pager->is_filling, false, memory_order_relaxed);
 		end(fill);
+	}
 	return NULL;
 }
 

@@ -95,6 +95,31 @@ int lr_pager_serve_piece(struct lr_pager *pager, struct lr_hands *hands, struct 
 	return code;
 }
 
+/* What a job has ready is not to be decoded. */
+static bool serve_from_job(struct lr_pager *pager, const struct lr_waiting *fault,
+			   const struct lr_piece *piece, uint64_t page)
+{
+	uint64_t offset = piece->offset + (page - piece->start);
+	struct lr_outcome outcome = {.action = LR_ACTION_COPY};
+	struct lr_loader *loader = &pager->loader;
+	bool is_done = false;
+
+	for (struct lr_job *job = pager->jobs; job && !is_done; job = job->next)
+		is_done = job->serve && job->range == piece->range
+			  && job->serve(loader, job, offset, &outcome.bytes);
+	if (!is_done)
+		return false;
+	outcome.touched_ns = lr_clock_ns();
+	if (loader->target->record)
+		lr_record_note(loader->target->record,
+			       lr_target_page(loader->target, piece->range, offset)
+				       / loader->target->clusters.pages_per_cluster);
+	loader->faults += !fault->is_counted;
+	lr_histogram_add(&loader->service, outcome.touched_ns - fault->read_ns);
+	trace_fault(pager, fault, piece->range, offset, &outcome);
+	return true;
+}
+
 /* LR_OK when it is done with; LR_LATER or LR_ERR_NOMEM when it is to be tried again. */
 static int serve(struct lr_pager *pager, struct lr_waiting *fault)
 {
@@ -107,7 +132,8 @@ static int serve(struct lr_pager *pager, struct lr_waiting *fault)
 	pthread_mutex_lock(&loader->busy);
 	if (!lr_target_find(pager->target, page, &piece)) {
 		code = serve_elsewhere(pager, page);
-	} else if (lr_range_state(piece.range) == LR_RANGE_ACTIVE) {
+	} else if (lr_range_state(piece.range) == LR_RANGE_ACTIVE
+		   && !serve_from_job(pager, fault, &piece, page)) {
 		code = lr_pager_serve_piece(pager, &loader->hands, fault, &piece, &outcome);
 		if (code == LR_OK)
 			lr_near_note(&pager->near, fault->thread, fault->read_ns,
@@ -360,12 +386,14 @@ static void *run(void *argument)
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
 	 * the eventfd brings it here. */
 	while (!atomic_load_explicit(&pager->is_stopping, memory_order_relaxed)) {
-		int read_count = read_messages(pager);
-		int code = serve_waiting(pager);
+		int read_count = read_messages(pager), code;
 
-		if (code == LR_OK && !lr_pager_has_jobs(pager) && lr_near_is_wanted(&pager->near))
+		take_jobs(pager);
+		code = serve_waiting(pager);
+
+		if (code == LR_OK && !lr_pager_has_jobs(pager) && lr_near_is_wanted(&pager->near)
+		    && !atomic_load_explicit(&pager->is_filling, memory_order_relaxed))
 			lr_near_lend(pager);
-
 		take_jobs(pager);
 		if (pager->jobs && code != LR_LATER)
 			code = do_job(pager);

@@ -28,6 +28,10 @@ struct lr_job {
 	/* What is done instead, if there is something, while the range is active: it may return
 	 * LR_MORE, to be called again after a look for faults, and LR_LATER. */
 	int (*act)(struct lr_loader *loader, struct lr_job *job);
+	/* Do now what belongs to a page that is waited for, and more: false where the job has not
+	 * got it. Adds the bytes that were installed. May be NULL. */
+	bool (*serve)(struct lr_loader *loader, struct lr_job *job, uint64_t offset,
+		      uint64_t *installed_bytes);
 	void *context;
 	_Atomic uint32_t is_done;
 };
@@ -49,6 +53,7 @@ struct lr_waiting {
 struct lr_pager {
 	struct lr_target *target;
 	struct lr_loader loader;
+	_Atomic bool is_filling; /* the processors are kept awake */
 	struct lr_trace trace;
 	pthread_t thread;
 	struct lr_near near;

@@ -45,18 +45,6 @@ void lr_stage_close(struct lr_stage *stage)
 		munmap(mapping, 2 * LR_STAGE_BYTES);
 }
 
-void lr_stage_begin(struct lr_stage *stage, struct lr_range *range, uint64_t offset, uint64_t bytes,
-		    uint64_t lead)
-{
-	stage->range = range;
-	stage->offset = offset;
-	stage->bytes = bytes;
-	stage->lead = lead;
-	stage->done = 0;
-	memset(stage->data, 0, sizeof(stage->data));
-	memset(stage->zero, 0, sizeof(stage->zero));
-}
-
 static void set_bits(uint64_t *bits, uint64_t first, uint64_t end)
 {
 	for (uint64_t i = first; i < end; i++)
@@ -261,7 +249,44 @@ static int act(struct lr_loader *loader, struct lr_job *job)
 	return LR_OK;
 }
 
+/* Somebody waits for a page: it need not be decoded once more. */
+static bool serve(struct lr_loader *loader, struct lr_job *job, uint64_t offset,
+		  uint64_t *installed_bytes)
+{
+	struct lr_stage *stage = job->context;
+	uint64_t host_page = stage->target->host_page, begin = offset - stage->offset, end = begin;
+	int os_error;
+
+	/* A page that was given up is not to come back, but to be zeros. */
+	if (offset < stage->offset || begin >= stage->bytes || begin < stage->done
+	    || lr_pageset_is_settled(&loader->target->clusters,
+				     lr_target_page(loader->target, stage->range, offset)))
+		return false;
+	while (end < stage->bytes && end < begin + STEP_BYTES
+	       && is_set(stage->data, end / host_page))
+		end += host_page;
+	return end > begin
+	       && lr_loader_put(loader, stage->range, offset, stage->offset + end,
+				stage->memory + stage->lead + begin, installed_bytes, &os_error)
+			  == LR_OK
+	       && *installed_bytes > 0;
+}
+
 /* ---- */
+
+void lr_stage_begin(struct lr_stage *stage, struct lr_range *range, uint64_t offset, uint64_t bytes,
+		    uint64_t lead)
+{
+	stage->job.serve = serve;
+	stage->job.context = stage;
+	stage->range = range;
+	stage->offset = offset;
+	stage->bytes = bytes;
+	stage->lead = lead;
+	stage->done = 0;
+	memset(stage->data, 0, sizeof(stage->data));
+	memset(stage->zero, 0, sizeof(stage->zero));
+}
 
 void lr_stage_submit(struct lr_stage *stage, struct lr_pager *pager)
 {
@@ -280,11 +305,10 @@ void lr_stage_submit(struct lr_stage *stage, struct lr_pager *pager)
 	}
 	stage->is_clean = false;
 	stage->is_used = true;
+	job->act = act;
 	job->range = stage->range;
 	job->cluster = stage->range->region.first_cluster
 		       + stage->offset / stage->target->image->info.cluster_size;
-	job->act = act;
-	job->context = stage;
 	lr_pager_submit(pager, job);
 }
 

@@ -115,6 +115,43 @@ static void never_gives_back_what_is_missing(void)
 	tear_down();
 }
 
+/* ---- What is decoded, and waits to be put in place ---- */
+
+static void serves_from_what_is_decoded(void)
+{
+	struct lr_loader *loader;
+	struct lr_decoder decoder;
+	struct lr_range *range;
+	struct lr_stage stage;
+	uint64_t bytes = 0;
+
+	make_image("d");
+	open_at(0);
+	loader = &session->pager.loader;
+	range = &session->target.ranges[0];
+	CHECK_EQ(lr_decoder_open(&decoder, opened), LR_OK);
+	CHECK_EQ(lr_stage_open(&stage, &session->target), LR_OK);
+	lr_stage_begin(&stage, range, 0, HUGE, 0);
+	CHECK_EQ(lr_decoder_find(&decoder, &range->region, 1, NULL), LR_OK);
+	CHECK_EQ(lr_stage_add(&stage, &decoder, NULL), LR_OK);
+	CHECK_CALL(madvise(memory + CLUSTER, PAGE, MADV_DONTNEED));
+	usleep(1000);
+	pthread_mutex_lock(&loader->busy);
+	/* What was given up is zeros; what is not there has to be decoded. */
+	CHECK(!stage.job.serve(loader, &stage.job, CLUSTER, &bytes));
+	CHECK(!stage.job.serve(loader, &stage.job, 0, &bytes));
+	CHECK(!stage.job.serve(loader, &stage.job, 2 * CLUSTER, &bytes));
+	CHECK_EQ(bytes, 0);
+	CHECK(stage.job.serve(loader, &stage.job, CLUSTER + 3 * PAGE, &bytes));
+	CHECK_EQ(bytes, CLUSTER - 3 * PAGE);
+	pthread_mutex_unlock(&loader->busy);
+	memset(image.regions[0].bytes + CLUSTER, 0, PAGE);
+	check_all();
+	lr_stage_close(&stage);
+	lr_decoder_close(&decoder);
+	tear_down();
+}
+
 /* ---- In what order ---- */
 
 static bool is_there(uint64_t cluster)
@@ -223,6 +260,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE(leaves_zeros_to_the_kernel),
 	CHECK_CASE(keeps_what_is_not_complete),
 	CHECK_CASE(never_gives_back_what_is_missing),
+	CHECK_CASE(serves_from_what_is_decoded),
 	CHECK_CASE(loads_the_first_first),
 	CHECK_CASE(loads_the_rest_afterwards),
 	CHECK_CASE(refuses_clusters_that_are_not_there),
