@@ -201,7 +201,7 @@ static void follows_what_owners_do(void)
 	CHECK_MEM(moved, lazy.expected + 100 * PAGE, 100 * PAGE);
 	/* Pages 300 to 349 leave their old place mapped: zeros there. */
 	other = mremap(lazy.memory + 300 * PAGE, 50 * PAGE, 50 * PAGE,
-		       MREMAP_MAYMOVE | MREMAP_DONTUNMAP);
+		       MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
 	CHECK(other != MAP_FAILED);
 	check_zeros(lazy.memory + 300 * PAGE, 50 * PAGE);
 	CHECK_MEM(other, lazy.expected + 300 * PAGE, 50 * PAGE);
