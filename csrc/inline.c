@@ -9,9 +9,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "elsewhere.h"
 #include "install.h"
 #include "mapping.h"
-#include "pieces.h"
 #include "signals.h"
 
 #define SESSIONS_MAX 1024u
@@ -25,8 +25,6 @@
 #define LONG_PAUSE_NS 1000000
 /* For a range that is being attached, or that its owner is about to unmap; woken before. */
 #define CHANGE_NS 10000000
-/* Zeros at a time, in memory that is no region's. */
-#define ELSEWHERE_BYTES (64u << 10)
 
 /* Where a signal handler finds the sessions: never freed, so that it may look without a lock. */
 struct lr_inline_entry {
@@ -204,6 +202,9 @@ static enum verdict serve(struct lr_inline *in_thread, struct lr_waiting *fault)
 	if (!lr_target_find(target, page, &piece))
 		return ELSEWHERE;
 	state = lr_range_state(piece.range);
+	/* All of it has come, and is about to be given back. */
+	if (state == LR_RANGE_PLAIN)
+		return AGAIN;
 	if (state != LR_RANGE_ACTIVE) {
 		wait_for_change(&piece.range->state, state, CHANGE_NS);
 		return AGAIN;
@@ -233,51 +234,15 @@ static bool find_for_sure(struct lr_inline *in_thread, uint64_t page)
 	return is_there;
 }
 
-/* Up to where from `page` on there is nothing but what is no region's. */
-static uint64_t end_of_elsewhere(struct lr_target *target, uint64_t page, uint64_t limit)
-{
-	const struct lr_pieces *table;
-	uint32_t slot;
-
-	if (limit > page + ELSEWHERE_BYTES)
-		limit = page + ELSEWHERE_BYTES;
-	pthread_mutex_lock(&target->lock);
-	table = lr_pieces_current(target);
-	slot = lr_pieces_slot(table, page);
-	if (slot < table->count && table->items[slot].start < limit)
-		limit = table->items[slot].start;
-	pthread_mutex_unlock(&target->lock);
-	return limit;
-}
-
-/* Registered memory that is no region's: its owner made a mapping longer, or left an old place
- * mapped when he moved it. That is zeros, as it would be for any memory. False where it is not
- * registered with this session: then registering it fails, and else changes nothing. */
 static bool give_zeros(struct lr_inline *in_thread, uint64_t page, uint64_t limit)
 {
-	struct lr_pager *pager = in_thread->pager;
-	struct lr_target *target = pager->target;
-	struct lr_piece piece;
-	int64_t done = 0;
-	bool is_ours;
+	bool is_late = false, is_ours;
 
-	lock(pager);
+	lock(in_thread->pager);
 	is_ours = !atomic_load(&in_thread->is_closing)
-		  && (lr_target_find(target, page, &piece)
-		      || lr_uffd_register(&target->uffd, page, target->host_page, NULL) == LR_OK);
-	if (is_ours && !lr_target_find(target, page, &piece)) {
-		struct lr_piece unknown = {.start = page, .end = page + target->host_page};
-
-		/* Not over what is there, which may be a fence: the touch is repeated, and sees it.
-		 */
-		if (target->is_lost)
-			lr_install_fence(target, &unknown, page, target->host_page);
-		else
-			done = lr_uffd_zeropage(&target->uffd, page,
-						end_of_elsewhere(target, page, limit) - page);
-	}
-	pthread_mutex_unlock(&pager->loader.busy);
-	if (done < 0 && done != -EEXIST)
+		  && lr_elsewhere_give(in_thread->pager->target, page, limit, &is_late);
+	pthread_mutex_unlock(&in_thread->pager->loader.busy);
+	if (is_late)
 		sleep_ns(PAUSE_NS);
 	return is_ours;
 }

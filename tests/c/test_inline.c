@@ -241,6 +241,29 @@ static void system_calls_fail_on_what_is_missing(void)
 	lazy_close(&lazy);
 }
 
+/* When the fill has brought all, the memory is its owner's like any other: also for system calls.
+ */
+static void what_was_filled_is_plain_memory(void)
+{
+	struct toucher touchers[THREADS];
+	int ends[2];
+	struct lazy lazy;
+
+	CHECK_CALL(pipe(ends));
+	lazy_open(&lazy, 65536, 2000 * PAGE, "drzdh");
+	start(touchers, &lazy, 1);
+	CHECK_EQ(lr_session_fill(lazy.session, NULL), LR_OK);
+	CHECK_EQ(lr_session_wait(lazy.session, -1), LR_OK);
+	join(touchers);
+	for (int page = 0; page < 2000; page += 100) {
+		CHECK_CALL(madvise(lazy.memory + page * PAGE, PAGE, MADV_DONTNEED));
+		CHECK_EQ(write(ends[1], lazy.memory + page * PAGE, PAGE), PAGE);
+		CHECK_EQ(read(ends[0], lazy.memory + page * PAGE, PAGE), PAGE);
+		CHECK_EQ(lazy.memory[page * PAGE], 0);
+	}
+	lazy_close(&lazy);
+}
+
 static void asks_for_no_right_that_it_cannot_use(void)
 {
 	struct lr_session_options options = {.fault_mode = LR_FAULT_INLINE + 1};
@@ -374,6 +397,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE(what_is_given_up_never_comes_back),
 	CHECK_CASE(follows_what_owners_do),
 	CHECK_CASE(system_calls_fail_on_what_is_missing),
+	CHECK_CASE(what_was_filled_is_plain_memory),
 	CHECK_CASE(asks_for_no_right_that_it_cannot_use),
 	CHECK_CASE(children_answer_for_themselves),
 	CHECK_CASE(closes_while_others_touch),
