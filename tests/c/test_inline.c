@@ -219,6 +219,21 @@ static void follows_what_owners_do(void)
 	lazy_close(&lazy);
 }
 
+/* The same, in memory of ours rather than the session's. */
+static void attach_own(struct lazy *lazy)
+{
+	struct lr_session_options options = {
+		.privilege = LR_PRIVILEGE_AUTO,
+		.fault_mode = LR_FAULT_INLINE,
+	};
+
+	lr_session_close(lazy->session);
+	CHECK_EQ(lr_session_open(lazy->opened, &options, &lazy->session, NULL), LR_OK);
+	lazy->memory = mmap(NULL, lazy->length, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	CHECK_EQ(lr_session_attach(lazy->session, 0, lazy->memory, NULL), LR_OK);
+}
+
 /* ---- System calls ---- */
 
 static void system_calls_fail_on_what_is_missing(void)
@@ -251,6 +266,7 @@ static void what_was_filled_is_plain_memory(void)
 
 	CHECK_CALL(pipe(ends));
 	lazy_open(&lazy, 65536, 2000 * PAGE, "drzdh");
+	attach_own(&lazy);
 	start(touchers, &lazy, 1);
 	CHECK_EQ(lr_session_fill(lazy.session, NULL), LR_OK);
 	CHECK_EQ(lr_session_wait(lazy.session, -1), LR_OK);
@@ -357,25 +373,10 @@ static void closes_while_others_touch(void)
 	for (int i = 0; i < 20; i++) {
 		pthread_t threads[THREADS];
 		struct lazy lazy;
-		void *own;
 
 		lazy_open(&lazy, PAGE, 4096 * PAGE, "d");
-		own = lazy.memory;
-		if (i % 2) {
-			/* Memory of ours rather than the session's. */
-			lr_session_close(lazy.session);
-			struct lr_session_options options = {
-				.privilege = LR_PRIVILEGE_AUTO,
-				.fault_mode = LR_FAULT_INLINE,
-			};
-
-			CHECK_EQ(lr_session_open(lazy.opened, &options, &lazy.session, NULL),
-				 LR_OK);
-			own = mmap(NULL, lazy.length, PROT_READ | PROT_WRITE,
-				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-			CHECK_EQ(lr_session_attach(lazy.session, 0, own, NULL), LR_OK);
-			lazy.memory = own;
-		}
+		if (i % 2)
+			attach_own(&lazy);
 		for (int j = 0; j < THREADS; j++)
 			CHECK_EQ(pthread_create(&threads[j], NULL, touch_until_it_is_fenced, &lazy),
 				 0);
@@ -384,7 +385,7 @@ static void closes_while_others_touch(void)
 		for (int j = 0; j < THREADS; j++)
 			CHECK_EQ(pthread_join(threads[j], NULL), 0);
 		if (i % 2)
-			munmap(own, lazy.length);
+			munmap(lazy.memory, lazy.length);
 		lr_image_close(lazy.opened);
 		image_fini(&lazy.image);
 	}
