@@ -255,7 +255,7 @@ struct lr_histogram {
 
 struct lr_session_stats {
 	uint64_t faults;       /* faults answered */
-	uint64_t pages_copied; /* installed by UFFDIO_COPY, for whatever reason */
+	uint64_t pages_copied; /* installed by UFFDIO_COPY or MOVE, for whatever reason */
 	uint64_t pages_zeroed; /* installed by UFFDIO_ZEROPAGE */
 	uint64_t clusters_decoded;
 	uint64_t payload_bytes_read;
@@ -316,7 +316,7 @@ struct lr_trace_record {
 int lr_session_open(const lr_image *image, const struct lr_session_options *options,
 		    lr_session **ret_session, struct lr_problem *ret_problem);
 /* Map a region at an address of the kernel's choice, and restore it lazily. Unmapped by
- * lr_session_close. */
+ * lr_session_close; so it stays registered, also when a fill has brought all of it. */
 int lr_session_map(lr_session *session, uint32_t region, void **ret_address,
 		   struct lr_problem *ret_problem);
 /* Restore a region lazily into memory of the caller's: an empty private anonymous mapping of its

@@ -202,7 +202,7 @@ class SessionStats:
 
     Attributes:
         faults: faults answered.
-        pages_copied: pages installed by UFFDIO_COPY, by a fault or ahead of one.
+        pages_copied: pages installed by UFFDIO_COPY or UFFDIO_MOVE, by a fault or ahead of one.
         pages_zeroed: pages installed by UFFDIO_ZEROPAGE.
         clusters_decoded: clusters read and decoded.
         payload_bytes_read: bytes of the image read for them.
