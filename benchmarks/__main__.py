@@ -92,7 +92,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {' '.join(GROUPS)}; or all")
     parser.add_argument("--quick", action="store_true", help="64 MiB a data set, three turns")
-    parser.add_argument("--repeats", type=int, help="turns of rows with a target (5, quick: 3)")
+    parser.add_argument("--repeats", type=int, help="turns of rows with a target (9, quick: 3)")
     parser.add_argument("--mib", type=int, help="of each data set (256, quick: 64)")
     parser.add_argument("--data", help=f"only these data sets, as python,numeric: {NAMES}")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench-data")
@@ -112,7 +112,7 @@ def main() -> int:
     mib = options.mib or (64 if options.quick else 256)
     bench = Bench(
         data=Data(options.folder, mib * MIB, say),
-        repeats=options.repeats or (3 if options.quick else 5),
+        repeats=options.repeats or (3 if options.quick else 9),
         is_quick=options.quick,
         say=say,
         names=tuple(options.data.split(",")) if options.data else NAMES,

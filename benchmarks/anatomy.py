@@ -11,11 +11,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import peers
 from .bench import Bench, pick
 from .data import ROOT, environment
 from .runner import Row, in_turns
 
 _FEW, _MANY = 500, 2500
+
+_CALLS = {
+    "poll": "poll() that finds nothing",
+    "read": "read() that finds nothing",
+    "zeropage_4k": "UFFDIO_ZEROPAGE of a page, nobody waiting",
+    "copy_4k": "UFFDIO_COPY of a page, nobody waiting",
+    "copy_64k": "UFFDIO_COPY of 64K, nobody waiting",
+}
 
 
 def parts(bench: Bench) -> Iterator[Row]:
@@ -29,6 +38,7 @@ def parts(bench: Bench) -> Iterator[Row]:
             "hello, one core": lambda: bench.child("hello", pages=5000, confine=True),
             "hello, as started": lambda: bench.child("hello", pages=5000),
             "waking": lambda: bench.child("wakeup"),
+            "calls": peers.fault_calls,
             "reading, checking, decoding 4K": lambda: bench.child(
                 "decode", image=single, clusters=pages
             ),
@@ -49,6 +59,8 @@ def parts(bench: Bench) -> Iterator[Row]:
         ("waking a thread on the same core", pick(found["waking"], "one_core_us")),
         ("waking a thread on an idle core", pick(found["waking"], "two_cores_us")),
     ]
+    for key, what in _CALLS.items():
+        lines.append((what, pick(found["calls"], key)))
     single_steps = ("reading, checking, decoding 4K", "reading, checking, decoding 64K")
     lines += [(key, pick(found[key], "p50")) for key in single_steps]
     hellos = ("hello, one core", "hello, as started")

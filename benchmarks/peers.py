@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -73,19 +74,32 @@ def pack(raw: Path) -> tuple[float, int]:
 
 def segv_touch(pages: int, order: str) -> dict[str, float]:
     """Run segv_pager.c."""
-    done = subprocess.run(
-        [_segv_pager(), str(pages), order], check=True, capture_output=True, text=True, timeout=120
-    )
+    return _run_built("segv_pager", str(pages), order)
+
+
+def fault_calls() -> dict[str, float]:
+    """Run fault_calls.c."""
+    return _run_built("fault_calls")
+
+
+def _run_built(name: str, *arguments: str) -> dict[str, float]:
+    """Build a C program of this folder, run it, and read what it prints."""
+    program = _built(name)
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
+    if done.returncode == 77:
+        raise NotMeasuredError("there is no userfaultfd here")
+    done.check_returncode()
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
-def _segv_pager() -> Path:
-    """The program, built."""
-    source = ROOT / "benchmarks" / "segv_pager.c"
-    program = ROOT / "build" / "bench" / "segv_pager"
+def _built(name: str) -> Path:
+    source = ROOT / "benchmarks" / f"{name}.c"
+    program = ROOT / "build" / "bench" / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         program.parent.mkdir(parents=True, exist_ok=True)
         compiler = os.environ.get("CC", "gcc")
+        if shutil.which(compiler) is None:
+            raise NotMeasuredError(f"{compiler} is missing: apt-get install gcc libc6-dev")
         _call(compiler, "-std=c11", "-D_GNU_SOURCE", "-O2", "-o", program, source)
     return program
