@@ -60,6 +60,12 @@ static inline void need_move(void)
 		SKIP("this kernel has no UFFDIO_MOVE (Linux 6.8)");
 }
 
+static inline void need_giving_back(void)
+{
+	if (!(session->target.uffd.features & LR_UFFD_FEATURE_EXACT_ADDRESS))
+		SKIP("this kernel cannot be asked whether a message waits (Linux 5.18)");
+}
+
 static inline void fill(const struct lr_fill_options *options)
 {
 	CHECK_EQ(lr_session_fill(session, options), LR_OK);

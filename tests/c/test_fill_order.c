@@ -12,6 +12,7 @@ static void gives_back_what_is_complete(void)
 
 	make_image("dddrzzhd");
 	open_at(0);
+	need_giving_back();
 	CHECK(is_registered(memory));
 	fill(NULL);
 	CHECK(!is_registered(memory) && !is_registered(memory + LENGTH - PAGE));
@@ -58,6 +59,7 @@ static void leaves_zeros_to_the_kernel(void)
 	image_publish(&image);
 	CHECK_EQ(lr_image_open(image.path, &opened, NULL), LR_OK);
 	open_at(3 * PAGE);
+	need_giving_back();
 	CHECK_EQ(memory[HUGE], 0); /* on demand, as before */
 	fill(NULL);
 	lr_session_get_stats(session, &stats);
