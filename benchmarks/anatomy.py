@@ -34,23 +34,17 @@ def parts(bench: Bench) -> Iterator[Row]:
     pages = min(3000, bench.data.pages // 16)
     found = in_turns(
         {
-            "first touch of ordinary memory": lambda: bench.child("anonymous", pages=20_000),
-            "hello, one core": lambda: bench.child("hello", pages=5000, confine=True),
-            "hello, as started": lambda: bench.child("hello", pages=5000),
-            "waking": lambda: bench.child("wakeup"),
+            "first touch of ordinary memory": bench.task("anonymous", pages=20_000),
+            "hello, one core": bench.task("hello", pages=5000, confine=True),
+            "hello, as started": bench.task("hello", pages=5000),
+            "waking": bench.task("wakeup"),
             "calls": peers.fault_calls,
-            "reading, checking, decoding 4K": lambda: bench.child(
-                "decode", image=single, clusters=pages
-            ),
-            "reading, checking, decoding 64K": lambda: bench.child(
-                "decode", image=cluster, clusters=pages
-            ),
-            "4K, one core": lambda: bench.child("service", image=single, pages=pages, confine=True),
-            "4K, as started": lambda: bench.child("service", image=single, pages=pages),
-            "64K, one core": lambda: bench.child(
-                "service", image=cluster, pages=pages, confine=True
-            ),
-            "64K, as started": lambda: bench.child("service", image=cluster, pages=pages),
+            "reading, checking, decoding 4K": bench.task("decode", image=single, clusters=pages),
+            "reading, checking, decoding 64K": bench.task("decode", image=cluster, clusters=pages),
+            "4K, one core": bench.task("service", image=single, pages=pages, confine=True),
+            "4K, as started": bench.task("service", image=single, pages=pages),
+            "64K, one core": bench.task("service", image=cluster, pages=pages, confine=True),
+            "64K, as started": bench.task("service", image=cluster, pages=pages),
         },
         bench.few,
     )

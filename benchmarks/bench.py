@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -63,6 +64,10 @@ class Bench:
         if "missing" in found:
             raise NotMeasuredError(found["missing"])
         return found
+
+    def task(self, name: str, **arguments: Any) -> functools.partial[dict[str, Any]]:
+        """A call of `child`, for `in_turns`."""
+        return functools.partial(self.child, name, **arguments)
 
 
 def _plain(value: object) -> object:

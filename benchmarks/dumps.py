@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Iterator
 
@@ -20,10 +21,8 @@ def against_zstd(bench: Bench) -> Iterator[Row]:
         image = peers.in_memory("dump.lzr")
         found = in_turns(
             {
-                "ours": lambda raw=raw, image=image: bench.child("dump", raw=raw, image=image),
-                "zstd": lambda raw=raw: dict(
-                    zip(("us", "stored_bytes"), peers.pack(raw), strict=True)
-                ),
+                "ours": bench.task("dump", raw=raw, image=image),
+                "zstd": functools.partial(peers.pack, raw),
             },
             bench.repeats,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from . import peers
@@ -12,7 +13,14 @@ _PAGES, _QUICK_PAGES = 20_000, 5_000
 
 
 def _against_hello(
-    bench: Bench, row: str, what: str, limit: float | None, *, name: str, confine: bool, **options
+    bench: Bench,
+    row: str,
+    what: str,
+    limit: float | None,
+    *,
+    name: str,
+    confine: bool,
+    **options: str,
 ) -> Row:
     """p50 of faults at clusters of 4 KiB, without a fill, against hello's."""
     pages = _QUICK_PAGES if bench.is_quick else _PAGES
@@ -20,10 +28,8 @@ def _against_hello(
     image = bench.data.image(name, 4096)
     found = in_turns(
         {
-            "ours": lambda: bench.child(
-                "touch", image=image, pages=pages, confine=confine, **options
-            ),
-            "hello": lambda: bench.child("hello", pages=pages, confine=confine),
+            "ours": bench.task("touch", image=image, pages=pages, confine=confine, **options),
+            "hello": bench.task("hello", pages=pages, confine=confine),
         },
         bench.repeats,
     )
@@ -74,10 +80,8 @@ def with_fill(bench: Bench) -> Iterator[Row]:
         pages = min(2_000 if bench.is_quick else 4_000, bench.data.pages // 16)
         found = in_turns(
             {
-                "with": lambda image=image: bench.child("touch_while_filling", image=image),
-                "without": lambda image=image, pages=pages: bench.child(
-                    "touch", image=image, pages=pages
-                ),
+                "with": bench.task("touch_while_filling", image=image),
+                "without": bench.task("touch", image=image, pages=pages),
             },
             bench.repeats + 2,
         )
@@ -100,12 +104,10 @@ def zero_pages(bench: Bench) -> Iterator[Row]:
     for confine in (False, True):
         found = in_turns(
             {
-                "zeropage": lambda confine=confine: bench.child(
+                "zeropage": bench.task(
                     "hello", pages=pages, confine=confine, write=True, zeropage=True
                 ),
-                "copy": lambda confine=confine: bench.child(
-                    "hello", pages=pages, confine=confine, write=True
-                ),
+                "copy": bench.task("hello", pages=pages, confine=confine, write=True),
             },
             bench.few,
         )
@@ -128,10 +130,8 @@ def against_signals(bench: Bench) -> Iterator[Row]:
     for order in ("sequential", "random"):
         found = in_turns(
             {
-                "ours": lambda order=order: bench.child(
-                    "touch", image=image, pages=pages, order=order, confine=True
-                ),
-                "segv": lambda order=order: peers.segv_touch(pages, order),
+                "ours": bench.task("touch", image=image, pages=pages, order=order, confine=True),
+                "segv": functools.partial(peers.segv_touch, pages, order),
             },
             bench.few,
         )
@@ -155,8 +155,8 @@ def granularity(bench: Bench) -> Iterator[Row]:
     pages = min(4_000, bench.data.pages)
     found = in_turns(
         {
-            "page": lambda: bench.child("touch", image=image, pages=pages, granularity="page"),
-            "cluster": lambda: bench.child("touch", image=image, pages=pages),
+            "page": bench.task("touch", image=image, pages=pages, granularity="page"),
+            "cluster": bench.task("touch", image=image, pages=pages),
         },
         bench.few,
     )

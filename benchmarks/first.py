@@ -21,8 +21,8 @@ def against_eager(bench: Bench) -> Iterator[Row]:
     offset = nbytes // 3
     found = in_turns(
         {
-            "lazy": lambda: bench.child("first_access", image=image, offset=offset),
-            "eager": lambda: bench.child("eager", image=image),
+            "lazy": bench.task("first_access", image=image, offset=offset),
+            "eager": bench.task("eager", image=image),
         },
         bench.repeats,
     )
@@ -47,7 +47,7 @@ def sizes_alike(bench: Bench) -> Iterator[Row]:
     offsets = {size: size // 2 // GIB * GIB + MIB // 2 for size in sizes}
     found = in_turns(
         {
-            str(size): lambda size=size: bench.child(
+            str(size): bench.task(
                 "first_access", image=bench.data.sparse(size), offset=offsets[size], repeats=15
             )
             for size in sizes
@@ -78,14 +78,12 @@ def against_others(bench: Bench) -> Iterator[Row]:
         inside = folder / f"{name}.raw"
         found = in_turns(
             {
-                "ours": lambda: bench.child("first_access", image=image, offset=offset),
-                "eager": lambda: bench.child("eager", image=image),
-                "squashfs + mmap, mounted": lambda: bench.child(
+                "ours": bench.task("first_access", image=image, offset=offset),
+                "eager": bench.task("eager", image=image),
+                "squashfs + mmap, mounted": bench.task(
                     "mapped_first", path=inside, offset=offset, how="cold"
                 ),
-                "raw file + mmap, cached": lambda: bench.child(
-                    "mapped_first", path=raw, offset=offset
-                ),
+                "raw file + mmap, cached": bench.task("mapped_first", path=raw, offset=offset),
             },
             bench.few,
         )

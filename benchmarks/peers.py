@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .data import ROOT
 from .runner import NotMeasuredError
@@ -54,42 +55,43 @@ def timed(*command: str | Path) -> float:
     return (time.perf_counter_ns() - begin) / 1000
 
 
-def unpack(zst: Path) -> float:
-    """`zstd -d` into a fresh file of tmpfs."""
+def unpack(zst: Path) -> dict[str, Any]:
+    """`zstd -d` into a fresh file of tmpfs; microseconds."""
     path = in_memory("unpacked")
     try:
-        return timed("zstd", "-d", "-q", "-f", "-o", path, zst)
+        return {"us": timed("zstd", "-d", "-q", "-f", "-o", path, zst)}
     finally:
         path.unlink(missing_ok=True)
 
 
-def pack(raw: Path) -> tuple[float, int]:
+def pack(raw: Path) -> dict[str, Any]:
     """`zstd -3 -T2` into tmpfs: microseconds, and bytes."""
     path = in_memory("packed")
     try:
-        return timed("zstd", "-3", "-T2", "-q", "-f", "-o", path, raw), path.stat().st_size
+        took = timed("zstd", "-3", "-T2", "-q", "-f", "-o", path, raw)
+        return {"us": took, "stored_bytes": path.stat().st_size}
     finally:
         path.unlink(missing_ok=True)
 
 
-def segv_touch(pages: int, order: str) -> dict[str, float]:
+def segv_touch(pages: int, order: str) -> dict[str, Any]:
     """Run segv_pager.c."""
     return _run_built("segv_pager", str(pages), order)
 
 
-def fault_calls() -> dict[str, float]:
+def fault_calls() -> dict[str, Any]:
     """Run fault_calls.c."""
     return _run_built("fault_calls")
 
 
-def _run_built(name: str, *arguments: str) -> dict[str, float]:
+def _run_built(name: str, *arguments: str) -> dict[str, Any]:
     """Build a C program of this folder, run it, and read what it prints."""
     program = _built(name)
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
     if done.returncode == 77:
         raise NotMeasuredError("there is no userfaultfd here")
     done.check_returncode()
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,9 +15,7 @@ from .runner import Row, in_turns
 def _in_turns(
     bench: Bench, values: Sequence[int], measure: Callable[[int], dict[str, Any]]
 ) -> dict[int, list[dict[str, Any]]]:
-    found = in_turns(
-        {str(value): lambda value=value: measure(value) for value in values}, bench.few
-    )
+    found = in_turns({str(value): functools.partial(measure, value) for value in values}, bench.few)
     return {value: found[str(value)] for value in values}
 
 

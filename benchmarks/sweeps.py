@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,11 +18,9 @@ def against_hello(bench: Bench) -> Iterator[Row]:
         image = bench.data.image(name)
         found = in_turns(
             {
-                "sequential": lambda image=image: bench.child(
-                    "sweep", image=image, order="sequential"
-                ),
-                "hello": lambda: bench.child("hello", pages=pages, confine=True),
-                "random": lambda image=image: bench.child("sweep", image=image, order="random"),
+                "sequential": bench.task("sweep", image=image, order="sequential"),
+                "hello": bench.task("hello", pages=pages, confine=True),
+                "random": bench.task("sweep", image=image, order="random"),
             },
             bench.repeats,
         )
@@ -45,12 +44,8 @@ def against_squashfs(bench: Bench) -> Iterator[Row]:
             inside = folder / f"{name}.raw"
             for order in ("sequential", "random"):
                 candidates: dict[str, Callable[[], dict[str, Any]]] = {
-                    "ours": lambda image=image, order=order: bench.child(
-                        "sweep", image=image, order=order
-                    ),
-                    "squashfs": lambda inside=inside, order=order: bench.child(
-                        "mapped", path=inside, order=order, how="cold"
-                    ),
+                    "ours": bench.task("sweep", image=image, order=order),
+                    "squashfs": bench.task("mapped", path=inside, order=order, how="cold"),
                 }
                 found = in_turns(candidates, bench.repeats)
                 yield Row(
@@ -72,13 +67,13 @@ def fully_resident(bench: Bench) -> Iterator[Row]:
         image, zst = bench.data.image(name), bench.data.zst(name)
         found = in_turns(
             {
-                "ours": lambda image=image: bench.child("resident", image=image)["us"],
-                "zstd": lambda zst=zst: peers.unpack(zst),
-                "eager": lambda image=image: bench.child("eager", image=image)["us"],
+                "ours": bench.task("resident", image=image),
+                "zstd": functools.partial(peers.unpack, zst),
+                "eager": bench.task("eager", image=image),
             },
             bench.repeats,
         )
-        ours = [us / 1000 for us in found["ours"]]
+        ours = [us / 1000 for us in pick(found["ours"], "us")]
         yield Row(
             "R7",
             "restore until all is resident",
@@ -86,7 +81,7 @@ def fully_resident(bench: Bench) -> Iterator[Row]:
             unit="ms",
             ours=ours,
             peer_name="zstd -d into tmpfs",
-            peer=[us / 1000 for us in found["zstd"]],
+            peer=[us / 1000 for us in pick(found["zstd"], "us")],
             is_faster=True,
             limit=1.5 if number == 0 else None,
             note=f"{bench.data.nbytes / min(ours) / 1e6:.2f} GB/s at best",
@@ -98,7 +93,7 @@ def fully_resident(bench: Bench) -> Iterator[Row]:
             unit="ms",
             ours=ours,
             peer_name="eager restore",
-            peer=[us / 1000 for us in found["eager"]],
+            peer=[us / 1000 for us in pick(found["eager"], "us")],
             is_faster=True,
         )
 
@@ -112,13 +107,9 @@ def no_fill(bench: Bench) -> Iterator[Row]:
         image = bench.data.image(name, size)
         found = in_turns(
             {
-                "fill": lambda image=image: bench.child("sweep", image=image, order="sequential"),
-                "none": lambda image=image: bench.child(
-                    "sweep", image=image, order="sequential", prefetch="none"
-                ),
-                "random": lambda image=image: bench.child(
-                    "sweep", image=image, order="random", prefetch="none"
-                ),
+                "fill": bench.task("sweep", image=image, order="sequential"),
+                "none": bench.task("sweep", image=image, order="sequential", prefetch="none"),
+                "random": bench.task("sweep", image=image, order="random", prefetch="none"),
             },
             bench.few,
         )
@@ -140,7 +131,7 @@ def raw_mmap(bench: Bench) -> Iterator[Row]:
     """A file that is not compressed, mapped: in the page cache, out of it, and written to."""
     name = bench.names[0]
     image, raw = bench.data.image(name), bench.data.raw(name)
-    ways = {
+    ways: dict[str, dict[str, Any]] = {
         "cached": {"how": "cached"},
         "cached, privately written": {"how": "cached", "write": True},
         "cold": {"how": "cold"},
@@ -151,10 +142,8 @@ def raw_mmap(bench: Bench) -> Iterator[Row]:
                 continue
             found = in_turns(
                 {
-                    "ours": lambda order=order: bench.child("sweep", image=image, order=order),
-                    "raw": lambda options=options, order=order: bench.child(
-                        "mapped", path=raw, order=order, **options
-                    ),
+                    "ours": bench.task("sweep", image=image, order=order),
+                    "raw": bench.task("mapped", path=raw, order=order, **options),
                 },
                 bench.few,
             )
@@ -174,8 +163,8 @@ def npz(bench: Bench) -> Iterator[Row]:
         image, packed = bench.data.image(name), bench.data.npz(name)
         found = in_turns(
             {
-                "ours": lambda image=image: bench.child("resident", image=image)["us"],
-                "npz": lambda packed=packed: bench.child("npz", path=packed)["us"],
+                "ours": bench.task("resident", image=image),
+                "npz": bench.task("npz", path=packed),
             },
             bench.few,
         )
@@ -184,8 +173,8 @@ def npz(bench: Bench) -> Iterator[Row]:
             "restore until all is resident",
             data=name,
             unit="ms",
-            ours=[us / 1000 for us in found["ours"]],
+            ours=[us / 1000 for us in pick(found["ours"], "us")],
             peer_name="numpy.load of an npz",
-            peer=[us / 1000 for us in found["npz"]],
+            peer=[us / 1000 for us in pick(found["npz"], "us")],
             is_faster=True,
         )

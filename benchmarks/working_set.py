@@ -64,7 +64,7 @@ def replay(bench: Bench) -> Iterator[Row]:
 def _use(
     bench: Bench, path: Path, seed: int, is_cold: bool, options: dict[str, object]
 ) -> Callable[[], dict[str, object]]:
-    return lambda: bench.child(
+    return bench.task(
         "use_working_set",
         image=path,
         cluster_size=_CLUSTER,

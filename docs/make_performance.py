@@ -130,7 +130,7 @@ def machine(found: Found) -> str:
     if at.get("guest_halt_poll_ns") is not None:
         text += f", guest_halt_poll_ns {at['guest_halt_poll_ns']}"
     size = f"{found['data_mib']} MiB a data set, {found['repeats']} turns"
-    return f"{text}. {size}, {found['seconds'] / 60:.0f} minutes."
+    return f"{text}. {size}, {max(1, round(found['seconds'] / 60))} min."
 
 
 def one(found: Found, row: str, number: str = "0") -> Found:
