@@ -8,8 +8,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from . import peers
 from .bench import Bench, pick
@@ -32,22 +33,20 @@ def parts(bench: Bench) -> Iterator[Row]:
     name = bench.names[0]
     single, cluster = bench.data.image(name, 4096), bench.data.image(name)
     pages = min(3000, bench.data.pages // 16)
-    found = in_turns(
-        {
-            "first touch of ordinary memory": bench.task("anonymous", pages=20_000),
-            "hello, one core": bench.task("hello", pages=5000, confine=True),
-            "hello, as started": bench.task("hello", pages=5000),
-            "waking": bench.task("wakeup"),
-            "calls": peers.fault_calls,
-            "reading, checking, decoding 4K": bench.task("decode", image=single, clusters=pages),
-            "reading, checking, decoding 64K": bench.task("decode", image=cluster, clusters=pages),
-            "4K, one core": bench.task("service", image=single, pages=pages, confine=True),
-            "4K, as started": bench.task("service", image=single, pages=pages),
-            "64K, one core": bench.task("service", image=cluster, pages=pages, confine=True),
-            "64K, as started": bench.task("service", image=cluster, pages=pages),
-        },
-        bench.few,
-    )
+    candidates: dict[str, Callable[[], dict[str, Any]]] = {
+        "first touch of ordinary memory": bench.task("anonymous", pages=20_000),
+        "hello, one core": bench.task("hello", pages=5000, confine=True),
+        "hello, as started": bench.task("hello", pages=5000),
+        "waking": bench.task("wakeup"),
+        "calls": peers.fault_calls,
+        "reading, checking, decoding 4K": bench.task("decode", image=single, clusters=pages),
+        "reading, checking, decoding 64K": bench.task("decode", image=cluster, clusters=pages),
+        "4K, one core": bench.task("service", image=single, pages=pages, confine=True),
+        "4K, as started": bench.task("service", image=single, pages=pages),
+        "64K, one core": bench.task("service", image=cluster, pages=pages, confine=True),
+        "64K, as started": bench.task("service", image=cluster, pages=pages),
+    }
+    found = in_turns(candidates, bench.few)
     lines: list[tuple[str, list[float]]] = [
         ("first touch of ordinary memory", pick(found["first touch of ordinary memory"], "p50")),
         ("waking a thread on the same core", pick(found["waking"], "one_core_us")),

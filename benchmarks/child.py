@@ -18,7 +18,7 @@ import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lazyrestore
 from lazyrestore._native import ffi, lib
@@ -388,7 +388,7 @@ def use_working_set(
     begin = now()
     with restored(image, **options) as session:
         region = session["memory"]
-        total = int(np.frombuffer(region, dtype=np.uint8)[order].sum())
+        total = int(np.frombuffer(cast(mmap.mmap, region), dtype=np.uint8)[order].sum())
         took = (now() - begin) / 1000
         faults = session.stats().faults
     return {"us": took, "faults": faults, "pages": len(order), "sum": total}

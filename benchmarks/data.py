@@ -164,9 +164,9 @@ def _process_maker(kind: str) -> Callable[[Path, int], None]:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment()
         )
         image = path.with_suffix(".lzr")
+        assert child.stdin is not None
+        assert child.stdout is not None
         try:
-            assert child.stdin is not None
-            assert child.stdout is not None
             if child.stdout.readline() != b"ready\n":
                 raise RuntimeError(f"{command} failed")
             lazyrestore.dump(lazyrestore.ProcessMemory(child.pid), image, level=1)
@@ -228,9 +228,9 @@ def write_numeric(path: Path, nbytes: int) -> None:
         file.write(bytes(left))
 
 
-def _zipf(count: int) -> np.ndarray:
-    weights = 1 / np.arange(1, count + 1)
-    return weights / weights.sum()
+def _zipf(count: int) -> list[float]:
+    weights = [1 / rank for rank in range(1, count + 1)]
+    return [weight / sum(weights) for weight in weights]
 
 
 def environment() -> dict[str, str]:

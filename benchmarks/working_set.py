@@ -78,7 +78,7 @@ def _optimized(image: Path, record: Path) -> tuple[Path | None, str]:
     """The image with its hot clusters at the front; or why there is none."""
     hot = image.with_name("hot-" + image.name)
     hot.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "lazyrestore", "optimize", image]
+    command = [sys.executable, "-m", "lazyrestore", "optimize", str(image)]
     done = subprocess.run(
         [*command, "--working-set", record, "-o", hot],
         cwd=ROOT,
