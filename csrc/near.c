@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -199,6 +200,7 @@ static void *run(void *argument)
 	struct lr_near *near = &pager->near;
 	struct pollfd wait = {.fd = pager->target->uffd.fd, .events = POLLIN};
 
+	prctl(PR_SET_NAME, "lazyrestore-nr");
 	lr_pager_have_stack();
 	atomic_store(&near->id, (int32_t)syscall(SYS_gettid));
 	while (!atomic_load_explicit(&near->is_stopping, memory_order_relaxed)) {
@@ -226,13 +228,10 @@ void lr_near_start(struct lr_pager *pager)
 {
 	struct lr_near *near = &pager->near;
 	near->processor = -1;
-	near->processors = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
 	if (sched_getaffinity(0, sizeof(near->allowed), &near->allowed) < 0
 	    || CPU_COUNT(&near->allowed) < 2)
 		return;
 	near->is_running = lr_pager_create_thread(&near->thread, run, pager) == 0;
-	if (near->is_running)
-		pthread_setname_np(near->thread, "lazyrestore-nr");
 }
 
 /* It was put aside in the middle: have it run on any processor, and as others do, if that is
@@ -322,6 +321,8 @@ void lr_near_lend(struct lr_pager *pager)
 	int32_t kept_from = -1, processor;
 	bool is_helped = false, starves = false, is_busy = false;
 
+	if (near->processors == 0)
+		near->processors = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
 	/* This thread and the toucher. */
 	if (is_machine_busy(near, 2)) {
 		near->banned_until_ns = near->served_ns + BUSY_NS;

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -376,6 +377,8 @@ static void *run(void *argument)
 	};
 	uint64_t count;
 
+	/* By itself: pthread_setname_np of another thread takes three system calls. */
+	prctl(PR_SET_NAME, "lazyrestore");
 	lr_pager_have_stack();
 	keep_descriptors(pager);
 	/* Where threads answer for themselves, no faults come here. */
@@ -457,7 +460,6 @@ static int start_thread(struct lr_pager *pager)
 
 	if (error)
 		return error == ENOMEM ? LR_ERR_NOMEM : LR_ERR_LIMIT;
-	pthread_setname_np(pager->thread, "lazyrestore");
 	pager->is_running = true;
 	/* Until it has descriptors of its own: the caller may close what it has at once. */
 	wait_for_flag(&pager->is_ready);
