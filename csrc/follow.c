@@ -119,13 +119,13 @@ static void put_back(struct lr_target *target, struct lr_pieces *table, struct l
 	insert(target, table, &whole);
 }
 
-/* All of a range that nobody will load from any more: there is no need to note each of its pages. */
-static bool is_being_closed(const struct lr_piece *piece)
+/* A piece is gone for good. That of a whole range, as most are, is one note and not one a page. */
+static void lose(struct lr_target *target, const struct lr_piece *piece)
 {
-	enum lr_range_state state = lr_range_state(piece->range);
-
-	return (state == LR_RANGE_SUSPENDED || state == LR_RANGE_GONE)
-	       && piece->end - piece->start == piece->range->bytes;
+	if (piece->end - piece->start == piece->range->bytes)
+		atomic_store_explicit(&piece->range->is_unmapped, true, memory_order_relaxed);
+	else
+		settle(target, piece);
 }
 
 static void apply_unmap(struct lr_target *target, uint64_t start, uint64_t end)
@@ -144,8 +144,8 @@ static void apply_unmap(struct lr_target *target, uint64_t start, uint64_t end)
 		} else if (lr_range_state(cut.range) == LR_RANGE_CHANGING) {
 			/* What is being attached was mapped after that, or it would not be. */
 			attached = cut.range;
-		} else if (!is_being_closed(&cut)) {
-			settle(target, &cut);
+		} else {
+			lose(target, &cut);
 		}
 	}
 	if (attached)

@@ -235,7 +235,9 @@ bool lr_target_is_settled(const struct lr_target *target, const struct lr_range 
 	uint64_t end = begin + cluster_size < range->bytes ? begin + cluster_size : range->bytes;
 	uint64_t last = lr_target_page(target, range, end);
 
-	return lr_pageset_get(&target->clusters, cluster) == LR_STATE_SETTLED
+	/* Relaxed: it only saves work. */
+	return atomic_load_explicit(&range->is_unmapped, memory_order_relaxed)
+	       || lr_pageset_get(&target->clusters, cluster) == LR_STATE_SETTLED
 	       || lr_pageset_next(&target->clusters, lr_target_page(target, range, begin), last,
 				  false)
 			  >= last;

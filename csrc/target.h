@@ -31,12 +31,13 @@ enum lr_range_state {
 };
 
 struct lr_range {
-	_Atomic uint32_t state; /* enum lr_range_state */
-	uint32_t number;        /* of the region in the image */
-	uint64_t start;         /* address where it was attached */
-	uint64_t bytes;         /* whole host pages */
-	bool is_owned;          /* mapped by the session, which unmaps it */
-	bool is_entered;        /* it may have pieces; under the target's lock */
+	_Atomic uint32_t state;   /* enum lr_range_state */
+	uint32_t number;          /* of the region in the image */
+	uint64_t start;           /* address where it was attached */
+	uint64_t bytes;           /* whole host pages */
+	bool is_owned;            /* mapped by the session, which unmaps it */
+	_Atomic bool is_unmapped; /* all of it, in one piece: there is nothing to load */
+	bool is_entered;          /* it may have pieces; under the target's lock */
 	struct lr_region_info region;
 };
 
