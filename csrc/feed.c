@@ -3,6 +3,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "jobs.h"
+
 /* How much is asked for at once where the index has one entry for many zero clusters: a fault that
  * comes meanwhile waits for it. */
 #define ZERO_STEP_BYTES (2u << 20)
@@ -135,7 +137,10 @@ int lr_feed_load(struct lr_feed *feed, struct lr_range *range, uint64_t cluster,
 	slot->is_used = true;
 	feed->next = (feed->next + 1) % LR_FEED_SLOTS;
 	is_failed = job->code < 0;
-	lr_pager_submit(feed->pager, job);
+	if (feed->installs)
+		lr_pager_do(feed->pager, job);
+	else
+		lr_pager_submit(feed->pager, job);
 	/* Known now: the caller may want to go no further. */
 	return is_failed && before == LR_OK ? take_result(slot, ret_problem) : before;
 }

@@ -13,6 +13,7 @@
 struct lr_feed {
 	struct lr_feed *next_feed; /* for who keeps several */
 	bool is_taken;
+	bool installs; /* by itself, rather than by the pager: see lr_pager_do */
 	struct lr_pager *pager;
 	struct lr_decoder decoder;
 	uint8_t *buffers; /* one mapping for all slots */

@@ -12,7 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STACK_BYTES (256u << 10)
+#include "jobs.h"
+
 /* How many of the clusters that are wanted first a worker loads between two looks at the memory
  * that is left. */
 #define FIRST_STEP 8u
@@ -242,7 +243,9 @@ static void *run(void *argument)
 	/* Beside a program it must never keep a fault waiting. */
 	if (!fill->is_awaited)
 		yield_to_all();
+	worker->feed.installs = fill->is_awaited;
 	fill_first(worker);
+	worker->feed.installs = false;
 	if (leave(&fill->left_first))
 		set_state(&fill->first_state,
 			  atomic_load_explicit(&fill->code, memory_order_relaxed));
@@ -263,18 +266,8 @@ static void *run(void *argument)
 
 static int start_thread(struct lr_worker *worker)
 {
-	pthread_attr_t attributes;
-	sigset_t all, before;
-	int error;
+	int error = lr_thread_start(&worker->thread, run, worker);
 
-	if (pthread_attr_init(&attributes))
-		return LR_ERR_NOMEM;
-	pthread_attr_setstacksize(&attributes, STACK_BYTES);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&worker->thread, &attributes, run, worker);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	pthread_attr_destroy(&attributes);
 	if (error)
 		return error == ENOMEM ? LR_ERR_NOMEM : LR_ERR_LIMIT;
 	pthread_setname_np(worker->thread, "lazyrestore-fil");
@@ -395,6 +388,8 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 		atomic_store_explicit(&fill->state, LR_FILL_RUNNING, memory_order_relaxed);
 		atomic_store_explicit(&fill->first_state, LR_FILL_RUNNING, memory_order_relaxed);
 		lr_first_read_ahead(&fill->first);
+		if (fill->is_awaited)
+			lr_pager_share(pager);
 		code = start_all(fill);
 	}
 	fill->is_started = code == LR_OK;

@@ -1,11 +1,11 @@
 #include "first.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#define STACK_BYTES (64u << 10)
+#include "thread.h"
+
 /* How far from a cluster the one that was touched last is near, either way. */
 #define NEAR 4u
 /* So many are left to who touches them. */
@@ -111,21 +111,12 @@ static void *run(void *argument)
 
 void lr_first_read_ahead(struct lr_first *first)
 {
-	pthread_attr_t attributes;
-	sigset_t all, before;
-
-	if (first->count == 0 || pthread_attr_init(&attributes))
+	if (first->count == 0
+	    || lr_index_cache_open(&first->cache, &first->pager->target->image->index) < 0)
 		return;
-	if (lr_index_cache_open(&first->cache, &first->pager->target->image->index) == LR_OK) {
-		pthread_attr_setstacksize(&attributes, STACK_BYTES);
-		sigfillset(&all);
-		pthread_sigmask(SIG_SETMASK, &all, &before);
-		first->is_reading = pthread_create(&first->thread, &attributes, run, first) == 0;
-		pthread_sigmask(SIG_SETMASK, &before, NULL);
-		if (!first->is_reading)
-			lr_index_cache_close(&first->cache);
-	}
-	pthread_attr_destroy(&attributes);
+	first->is_reading = lr_thread_start(&first->thread, run, first) == 0;
+	if (!first->is_reading)
+		lr_index_cache_close(&first->cache);
 }
 
 void lr_first_abandon(struct lr_first *first)

@@ -14,7 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "pager.h"
+#include "jobs.h"
 
 /* Faults in a row, of one thread, each at most so long after the one before was served, that make
  * it worth while. */
@@ -231,7 +231,7 @@ void lr_near_start(struct lr_pager *pager)
 	if (sched_getaffinity(0, sizeof(near->allowed), &near->allowed) < 0
 	    || CPU_COUNT(&near->allowed) < 2)
 		return;
-	near->is_running = lr_pager_create_thread(&near->thread, run, pager) == 0;
+	near->is_running = lr_thread_start(&near->thread, run, pager) == 0;
 }
 
 /* It was put aside in the middle: have it run on any processor, and as others do, if that is

@@ -1,12 +1,8 @@
 #include "pager.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <linux/close_range.h>
-#include <linux/futex.h>
 #include <poll.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -16,30 +12,15 @@
 
 #include "follow.h"
 #include "install.h"
+#include "jobs.h"
 #include "witness.h"
 
-#define STACK_BYTES (256u << 10)
 /* How long to wait for memory, or for a message that is about to come. */
 #define RETRY_MS 1
 /* How long to sleep at most: whoever has a job cannot ring if the program closed the bell. */
 #define IDLE_MS 2000
 /* How often 50 microseconds (and the timer's slack) may be waited for a fork(). */
 #define PUT_OFF_MAX 200u
-/* How often to give way to threads that install pages for themselves: as long as waking takes. */
-#define GIVE_WAY_MAX 100
-
-static void raise_flag(_Atomic uint32_t *flag)
-{
-	/* Release: partner of the acquire in wait_for_flag. */
-	atomic_store_explicit(flag, 1, memory_order_release);
-	syscall(SYS_futex, flag, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-}
-
-static void wait_for_flag(_Atomic uint32_t *flag)
-{
-	while (!atomic_load_explicit(flag, memory_order_acquire))
-		syscall(SYS_futex, flag, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
-}
 
 static void trace_fault(struct lr_pager *pager, const struct lr_waiting *fault,
 			const struct lr_range *range, uint64_t offset,
@@ -232,16 +213,19 @@ static int read_messages(struct lr_pager *pager)
 
 	do {
 		uint64_t read_ns;
+		bool is_shared;
 
 		begin_reading(pager);
-		/* Where others install too, nothing is read between their look and the page. */
-		if (target->is_shared)
+		/* Where others install too, nothing is read between their look and the page.
+		 * Sequentially consistent, as is begin_reading: partner of lr_pager_share. */
+		is_shared = atomic_load(&target->is_shared);
+		if (is_shared)
 			pthread_mutex_lock(&pager->loader.busy);
 		count = lr_uffd_read(&target->uffd, messages, LR_UFFD_MESSAGES_MAX);
 		for (int i = 0; i < count; i++)
 			if (messages[i].kind != LR_UFFD_FAULT)
 				apply(target, &messages[i]);
-		if (target->is_shared)
+		if (is_shared)
 			pthread_mutex_unlock(&pager->loader.busy);
 		atomic_fetch_add(&target->reading, 1);
 		read_ns = count > 0 ? lr_clock_ns() : 0;
@@ -251,76 +235,6 @@ static int read_messages(struct lr_pager *pager)
 		total += count > 0 ? count : 0;
 	} while (count == LR_UFFD_MESSAGES_MAX);
 	return total;
-}
-
-static void end_job(struct lr_pager *pager, struct lr_job *job, int code)
-{
-	pager->jobs = job->next;
-	job->code = code;
-	if (code < 0)
-		job->problem.code = code;
-	/* The job is its maker's from here on. */
-	raise_flag(&job->is_done);
-}
-
-/* Whoever waits for a page goes before the next job, and would not if the lock were taken again
- * before he has woken. */
-static void give_way(struct lr_pager *pager)
-{
-	for (int i = 0; i < GIVE_WAY_MAX && atomic_load(&pager->wanting) > 0; i++)
-		sched_yield();
-}
-
-/* Do the oldest job; LR_LATER and LR_MORE leave it. */
-static int do_job(struct lr_pager *pager)
-{
-	struct lr_job *job = pager->jobs;
-	struct lr_loader *loader = &pager->loader;
-	int code = job->code, fenced = LR_OK;
-
-	give_way(pager);
-	pthread_mutex_lock(&loader->busy);
-	loader->clusters_decoded += job->clusters_decoded;
-	loader->payload_bytes_read += job->payload_bytes_read;
-	job->clusters_decoded = job->payload_bytes_read = 0;
-	if (lr_range_state(job->range) == LR_RANGE_PLAIN)
-		code = LR_OK; /* all of it was brought */
-	else if (lr_range_state(job->range) != LR_RANGE_ACTIVE)
-		code = lr_problem_set(&job->problem, LR_ERR_CLOSED, 0, job->cluster, LR_NOWHERE);
-	else if (job->act)
-		code = job->act(loader, job);
-	else if (code == LR_OK)
-		code = lr_loader_install(loader, job->range, &job->decoded, job->clusters,
-					 &job->problem);
-	else if (code != LR_ERR_NOMEM && job->problem.os_error != EBADF)
-		/* (The program may have closed the image's descriptor: the pager has its own.) */
-		fenced = lr_loader_fence(loader, job->range, job->cluster,
-					 job->decoded.info ? &job->decoded : NULL, &job->problem);
-	if (fenced < 0)
-		code = fenced;
-	pthread_mutex_unlock(&loader->busy);
-	if (code != LR_LATER && code != LR_MORE)
-		end_job(pager, job, code);
-	return code;
-}
-
-/* The inbox has the newest first. */
-static void take_jobs(struct lr_pager *pager)
-{
-	/* Acquire: partner of the release in lr_pager_submit. */
-	struct lr_job *job = atomic_exchange_explicit(&pager->inbox, NULL, memory_order_acquire);
-	struct lr_job *ordered = NULL, **end = &pager->jobs;
-
-	while (job) {
-		struct lr_job *next = job->next;
-
-		job->next = ordered;
-		ordered = job;
-		job = next;
-	}
-	while (*end)
-		end = &(*end)->next;
-	*end = ordered;
 }
 
 /* As much of the stack as serving a fault takes: at a memory limit it must be there. */
@@ -356,12 +270,6 @@ static void keep_descriptors(struct lr_pager *pager)
 	}
 }
 
-bool lr_pager_has_jobs(struct lr_pager *pager)
-{
-	return pager->jobs || atomic_load_explicit(&pager->inbox, memory_order_relaxed)
-	       || atomic_load_explicit(&pager->is_stopping, memory_order_relaxed);
-}
-
 bool lr_pager_serve(struct lr_pager *pager)
 {
 	read_messages(pager);
@@ -384,22 +292,22 @@ static void *run(void *argument)
 	/* Where threads answer for themselves, no faults come here. */
 	if (!pager->target->is_shared)
 		lr_near_start(pager);
-	raise_flag(&pager->is_ready);
+	lr_flag_raise(&pager->is_ready);
 	/* Looked at even while faults keep coming: a thread that touches a region which was
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
 	 * the eventfd brings it here. */
 	while (!atomic_load_explicit(&pager->is_stopping, memory_order_relaxed)) {
 		int read_count = read_messages(pager), code;
 
-		take_jobs(pager);
+		lr_pager_take_jobs(pager);
 		code = serve_waiting(pager);
 
 		if (code == LR_OK && !lr_pager_has_jobs(pager) && lr_near_is_wanted(&pager->near)
 		    && !atomic_load_explicit(&pager->is_filling, memory_order_relaxed))
 			lr_near_lend(pager);
-		take_jobs(pager);
+		lr_pager_take_jobs(pager);
 		if (pager->jobs && code != LR_LATER)
-			code = do_job(pager);
+			code = lr_pager_do_job(pager);
 		if (read_count > 0 || (code != LR_LATER && pager->jobs))
 			continue;
 		if (poll(waits, 2, pager->waiting_count || pager->jobs ? RETRY_MS : IDLE_MS) > 0
@@ -410,59 +318,15 @@ static void *run(void *argument)
 	return NULL;
 }
 
-static void ring(struct lr_pager *pager)
-{
-	uint64_t one = 1;
-
-	while (write(pager->event_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-		continue;
-}
-
-void lr_pager_submit(struct lr_pager *pager, struct lr_job *job)
-{
-	struct lr_job *newest = atomic_load_explicit(&pager->inbox, memory_order_relaxed);
-
-	do
-		job->next = newest;
-	while (!atomic_compare_exchange_weak_explicit(&pager->inbox, &newest, job,
-						      memory_order_release, memory_order_relaxed));
-	/* Where there was one already, it rang. */
-	if (!newest)
-		ring(pager);
-}
-
-int lr_job_wait(struct lr_job *job)
-{
-	wait_for_flag(&job->is_done);
-	return job->code;
-}
-
-int lr_pager_create_thread(pthread_t *ret_thread, void *(*run_it)(void *), void *argument)
-{
-	pthread_attr_t attributes;
-	sigset_t all, before;
-	int error;
-
-	if (pthread_attr_init(&attributes))
-		return ENOMEM;
-	pthread_attr_setstacksize(&attributes, STACK_BYTES);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(ret_thread, &attributes, run_it, argument);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	pthread_attr_destroy(&attributes);
-	return error;
-}
-
 static int start_thread(struct lr_pager *pager)
 {
-	int error = lr_pager_create_thread(&pager->thread, run, pager);
+	int error = lr_thread_start(&pager->thread, run, pager);
 
 	if (error)
 		return error == ENOMEM ? LR_ERR_NOMEM : LR_ERR_LIMIT;
 	pager->is_running = true;
 	/* Until it has descriptors of its own: the caller may close what it has at once. */
-	wait_for_flag(&pager->is_ready);
+	lr_flag_wait(&pager->is_ready);
 	return LR_OK;
 }
 
@@ -504,7 +368,7 @@ void lr_pager_stop(struct lr_pager *pager)
 {
 	if (pager->is_running) {
 		atomic_store_explicit(&pager->is_stopping, true, memory_order_relaxed);
-		ring(pager);
+		lr_pager_ring(pager);
 		pthread_join(pager->thread, NULL);
 	}
 	lr_pager_abandon(pager);

@@ -86,15 +86,7 @@ int lr_pager_serve_piece(struct lr_pager *pager, struct lr_hands *hands, struct 
 			 const struct lr_piece *piece, struct lr_outcome *ret_outcome);
 /* For near.c. Read what there is and serve it; true where something is to be tried again. */
 bool lr_pager_serve(struct lr_pager *pager);
-/* True where there is something else than faults to do. */
-bool lr_pager_has_jobs(struct lr_pager *pager);
 /* As much of the stack as serving a fault takes: at a memory limit it must be there. */
 void lr_pager_have_stack(void);
-/* A thread with a small stack that blocks all signals: 0, or an errno. */
-int lr_pager_create_thread(pthread_t *ret_thread, void *(*run)(void *), void *argument);
-
-/* Have a job done, and wait for that: its code. */
-void lr_pager_submit(struct lr_pager *pager, struct lr_job *job);
-int lr_job_wait(struct lr_job *job);
 
 #endif

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "install.h"
+#include "jobs.h"
 
 /* What is copied at once, between two looks for faults. */
 #define STEP_BYTES (64u << 10)

@@ -65,11 +65,11 @@ struct lr_pieces {
 struct lr_target {
 	const struct lr_image *image;
 	struct lr_uffd uffd;
-	uint32_t host_page;   /* bytes */
-	uint32_t pieces_max;  /* room in each table */
-	uint32_t on_error;    /* enum lr_on_error */
-	uint32_t granularity; /* enum lr_granularity */
-	bool is_shared; /* threads install pages for themselves (inline.h), not only the pager */
+	uint32_t host_page;     /* bytes */
+	uint32_t pieces_max;    /* room in each table */
+	uint32_t on_error;      /* enum lr_on_error */
+	uint32_t granularity;   /* enum lr_granularity */
+	_Atomic bool is_shared; /* others install too: inline.h, lr_pager_do */
 	struct lr_pageset clusters;
 	struct lr_record *record; /* of what is touched; NULL: none */
 	/* Odd while the pager reads messages and does what they say: lr_target_sync. */

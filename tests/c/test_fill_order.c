@@ -3,6 +3,7 @@
  * complete.
  */
 #include "fill_setting.h"
+#include "jobs.h"
 
 /* ---- What is complete ---- */
 
