@@ -34,6 +34,8 @@ def _against_hello(
         bench.repeats,
     )
     mode = options.get("fault_mode", "thread") + (", one core" if confine else "")
+    if options.get("order") == "sequential":
+        mode += ", in order"
     for key, label in (("ours", f"lazyrestore {mode}"), ("hello", f"hello{mode[6:]}")):
         if name == bench.names[0] and (key == "ours" or "inline" not in mode):
             middle = sorted(found[key], key=lambda one: one["p50"])[len(found[key]) // 2]
@@ -65,12 +67,21 @@ def demand_confined(bench: Bench) -> Iterator[Row]:
 
 
 def inline(bench: Bench) -> Iterator[Row]:
-    """R4: answered in the faulting thread."""
-    name, mode = bench.names[0], {"fault_mode": "inline"}
-    what = "inline fault p50, 4K"
-    yield _against_hello(bench, "R4", what, 0.2, name=name, confine=False, **mode)
-    what = "inline fault p50, 4K, one core"
-    yield _against_hello(bench, "R4", what, 1.6, name=name, confine=True, **mode)
+    """R4: answered in the faulting thread; in order, as hello's touches are, and at random."""
+    name = bench.names[0]
+    for order, said in (("sequential", "in order"), ("random", "at random")):
+        for confine, limit in ((False, 0.2), (True, 1.6)):
+            what = f"inline fault p50, 4K, {said}" + (", one core" if confine else "")
+            yield _against_hello(
+                bench,
+                "R4",
+                what,
+                limit,
+                name=name,
+                confine=confine,
+                fault_mode="inline",
+                order=order,
+            )
 
 
 def with_fill(bench: Bench) -> Iterator[Row]:
