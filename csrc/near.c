@@ -181,6 +181,8 @@ static bool serve_once(struct lr_pager *pager)
 		follow(near);
 	if (high > low)
 		atomic_fetch_add_explicit(&near->rounds, 1, memory_order_relaxed);
+	near->owed_low = low;
+	near->owed_high = high;
 	/* Release: partner of the acquire of who takes the turn next. */
 	atomic_store_explicit(&near->turn, LR_NEAR_WAITS, memory_order_release);
 	if (high > low)
@@ -269,8 +271,9 @@ static void undo_help(struct lr_near *near)
 	near->processor = -1;
 }
 
-static void take_back(struct lr_near *near, bool is_helped)
+static void take_back(struct lr_pager *pager, bool is_helped)
 {
+	struct lr_near *near = &pager->near;
 	struct timespec pause = {.tv_nsec = 20000};
 
 	for (uint32_t tries = 0; !take_turn(near, LR_NEAR_WAITS, LR_NEAR_AWAY); tries++) {
@@ -280,6 +283,10 @@ static void take_back(struct lr_near *near, bool is_helped)
 		}
 		nanosleep(&pause, NULL);
 	}
+	if (near->owed_high > near->owed_low)
+		lr_uffd_wake(&pager->target->uffd, near->owed_low,
+			     near->owed_high - near->owed_low);
+	near->owed_low = near->owed_high = 0;
 	if (is_helped)
 		undo_help(near);
 	near->streak = near->strays = 0;
@@ -360,7 +367,7 @@ void lr_near_lend(struct lr_pager *pager)
 		if (starves || still >= QUIET_ROUNDS)
 			break;
 	}
-	take_back(near, is_helped);
+	take_back(pager, is_helped);
 	sched_setaffinity(0, sizeof(near->allowed), &near->allowed);
 	if (starves || is_helped || is_busy)
 		ban(near, last - begun);

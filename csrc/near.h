@@ -50,6 +50,10 @@ struct lr_near {
 	uint32_t since;   /* faults since then */
 	uint64_t served_ns;
 	bool is_late; /* the fault just served came late */
+	/* Who is waked after the turn was given back: by whoever takes it too, because this thread
+	 * may not come to that for long. */
+	uint64_t owed_low;
+	uint64_t owed_high;
 	uint64_t banned_until_ns;
 	uint64_t ban_ns;
 };

@@ -2,8 +2,11 @@
  * for it where it cannot work. */
 #include "check.h"
 
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/ptrace.h>
 
 #include "image_builder.h"
 #include "session.h"
@@ -247,6 +250,97 @@ static void serves_others_too(void)
 	tear_down(&set);
 }
 
+#if defined(__x86_64__)
+#include <sys/user.h>
+
+/* Stop a thread of another process where it is about to wake somebody, and hold it there. */
+static void hold_at_wake(pid_t thread, int tell)
+{
+	struct user_regs_struct now;
+	int status;
+
+	if (ptrace(PTRACE_SEIZE, thread, NULL, PTRACE_O_TRACESYSGOOD) < 0
+	    || ptrace(PTRACE_INTERRUPT, thread, NULL, NULL) < 0
+	    || waitpid(thread, &status, __WALL) < 0)
+		_exit(77);
+	do {
+		if (ptrace(PTRACE_SYSCALL, thread, NULL, NULL) < 0
+		    || waitpid(thread, &status, __WALL) < 0
+		    || ptrace(PTRACE_GETREGS, thread, NULL, &now) < 0)
+			_exit(1);
+	} while (WSTOPSIG(status) != (SIGTRAP | 0x80) || now.orig_rax != SYS_ioctl
+		 || now.rsi != UFFDIO_WAKE || now.rax != (unsigned long long)-ENOSYS);
+	CHECK_EQ(write(tell, "w", 1), 1);
+	for (;;)
+		pause();
+}
+
+static _Atomic uint32_t touched_count;
+
+static void *touch_on(void *argument)
+{
+	struct setting *set = argument;
+
+	while (!atomic_load(&is_over) && set->next < PAGES) {
+		touch(set, 1);
+		atomic_store(&touched_count, set->next);
+		/* It is to have the turn again by when it is held. */
+		if (set->next % 100 == 0)
+			usleep(1000);
+	}
+	return NULL;
+}
+
+/* It gave the turn back, and is put aside before it wakes who waits: on a processor that others
+ * want, that may be for a second. */
+static void nobody_waits_for_its_wake(void)
+{
+	struct pollfd is_held = {.events = POLLIN};
+	int pipe_fds[2], status;
+	struct setting set;
+	pthread_t toucher;
+	pid_t holder, near;
+	uint32_t before;
+
+	if (CHECK_SANITIZER_FACTOR != 1)
+		SKIP("a sanitizer allows no new thread in a child of many threads");
+	set_up(&set);
+	have_it_serve(&set);
+	near = atomic_load(&set.session->pager.near.id);
+	CHECK_EQ(pipe(pipe_fds), 0);
+	holder = fork();
+	CHECK(holder >= 0);
+	if (holder == 0)
+		hold_at_wake(near, pipe_fds[1]);
+	close(pipe_fds[1]);
+	atomic_store(&is_over, false);
+	CHECK_EQ(pthread_create(&toucher, NULL, touch_on, &set), 0);
+	is_held.fd = pipe_fds[0];
+	while (poll(&is_held, 1, 10) == 0 && atomic_load(&touched_count) < PAGES)
+		continue;
+	before = atomic_load(&touched_count);
+	for (int i = 0; i < 500 && set.next < PAGES && atomic_load(&touched_count) < before + 100;
+	     i++)
+		usleep(10000);
+	if (is_held.revents & POLLIN)
+		CHECK(atomic_load(&touched_count) > before);
+	kill(holder, SIGKILL);
+	CHECK_EQ(waitpid(holder, &status, 0), holder);
+	atomic_store(&is_over, true);
+	pthread_join(toucher, NULL);
+	tear_down(&set);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		SKIP("a child may not trace its parent here");
+	if (!(is_held.revents & POLLIN))
+		SKIP("it did not serve: others keep each processor busy");
+}
+#else
+static void nobody_waits_for_its_wake(void)
+{
+	SKIP("the registers that tell what is called are known on x86-64 only");
+}
+#endif
+
 static const struct check_case cases[] = {
 	CHECK_CASE(serves_who_faults_again_and_again),
 	CHECK_CASE(gives_the_turn_back_when_nobody_faults),
@@ -255,5 +349,6 @@ static const struct check_case cases[] = {
 	CHECK_CASE_LIMIT(children_go_on_alone, 60),
 	CHECK_CASE_LIMIT(is_relieved_where_it_gets_no_time, 60),
 	CHECK_CASE(serves_others_too),
+	CHECK_CASE(nobody_waits_for_its_wake),
 };
 CHECK_MAIN(cases)
