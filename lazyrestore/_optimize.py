@@ -21,7 +21,7 @@ from ._content import crc32c, pack
 from ._open import Image
 from ._outfile import OutputFile
 from ._walk import Frame, walk
-from ._workingset import WorkingSet, path_beside
+from ._workingset import WorkingSet, keep_apart, path_beside
 from .errors import ImageError
 from .reports import OptimizeReport
 
@@ -55,7 +55,7 @@ def optimize(
         OSError: a file cannot be read or written.
         ImageError: the image is damaged.
         WorkingSetError: a working set is damaged, or belongs to another image.
-        ValueError: no working set was given.
+        ValueError: no working set was given, or one of these files would replace another.
     """
     start = time.perf_counter()
     given: Iterable[_Source]
@@ -70,10 +70,12 @@ def optimize(
         for each in sets:
             each.check(image)
         merged = sets[0].merge(*sets[1:])
-        plan = _Plan(image, merged)
         target = os.fsdecode(output)
-        stored_bytes = _write(plan, target, progress)
         beside = path_beside(target)
+        keep_apart(target, (each.path for each in sets if each.path is not None))
+        keep_apart(beside, (image.path,))
+        plan = _Plan(image, merged)
+        stored_bytes = _write(plan, target, progress)
         merged.save(beside)
         return OptimizeReport(
             path=target,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 from ._core import Core
-from ._workingset import WorkingSet
+from ._workingset import WorkingSet, keep_apart
+
+if TYPE_CHECKING:
+    from ._open import Image
 
 
 class Recording:
@@ -26,6 +30,8 @@ class Recording:
             raise ValueError(
                 "this process is a forked child of the one that records: give a path of its own"
             )
+        if path is not None:
+            keep_apart(path, (self._core.image.path,))
         found = self.working_set()
         found.save(self.path if path is None else path)
         self._is_saved = self._is_saved or path is None
@@ -51,13 +57,16 @@ class Recording:
             )
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
+def check_target(path: str | os.PathLike[str], image: Image) -> None:
     """Find out early that a file cannot be written there, as far as that can be known.
 
     Raises:
         OSError: there is no such folder, or it is not writable.
+        ValueError: it is the image.
     """
     import errno
+
+    keep_apart(path, (image.path,))
 
     name = os.path.abspath(os.fsdecode(path))
     folder = os.path.dirname(name)

@@ -134,7 +134,7 @@ def map_image(
     if record is not None:
         from ._recording import check_target
 
-        check_target(record)
+        check_target(record, image)
     chosen = _choose_working_set(image, lazy, prefetch, record, working_set)
     wanted = range(len(image.regions)) if only is None else (image.number(only),)
     core = _open_core(image, lazy, serving)

@@ -6,13 +6,14 @@ only what to load first: a wrong one costs time, never a byte.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import stat
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from ._native import ffi, lib
@@ -297,6 +298,21 @@ class _Parser:
 def path_beside(image_path: str | os.PathLike[str]) -> str:
     """Where the working set of an image is looked for."""
     return os.fsdecode(image_path) + SUFFIX
+
+
+def keep_apart(path: str | os.PathLike[str], others: Iterable[str]) -> None:
+    """Make sure that a working set is not written over what it is made of.
+
+    Raises:
+        ValueError: `path` is one of the other files.
+    """
+    for other in others:
+        with contextlib.suppress(OSError):
+            if os.path.samefile(path, other):
+                raise ValueError(
+                    f"{os.fsdecode(path)} is what is read here, and would be replaced: give"
+                    " another name"
+                )
 
 
 def load_beside(image: Image) -> WorkingSet | None:

@@ -146,4 +146,5 @@ def test_usage(image: Image, tmp_path: Path) -> None:
     run(*lazy, "--record", new, "--working-set", new).fails(2, "loaded ahead")
     run(*lazy, "--prefetch", "none", "--working-set", new).fails(2, "leave out")
     run(*lazy, "--record", tmp_path / "none" / "x").fails(1, "none", "No such file")
+    run(*lazy, "--record", image.path).fails(2, "another name")
     assert not new.exists()

@@ -214,6 +214,18 @@ def test_a_forked_child_writes_where_it_says(image, tmp_path):
     )
 
 
+def test_no_image_is_replaced_by_a_recording(image, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(image.path)
+    for path in (image.path, link):
+        with pytest.raises(ValueError, match="another name"):
+            lazyrestore.restore(image.path, lazy=True, record=path)
+    with lazyrestore.restore(image.path, lazy=True, record=tmp_path / "run.ws") as session:
+        with pytest.raises(ValueError, match="another name"):
+            session.save_working_set(image.path)
+        check_all(session, image)
+
+
 def test_what_cannot_be_recorded(image, tmp_path):
     run = tmp_path / "run.ws"
     for options, word in (

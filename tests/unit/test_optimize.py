@@ -226,6 +226,20 @@ def test_what_does_not_go_together(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["old.lzr", "other.lzr"]
 
 
+def test_nothing_that_is_read_is_replaced_by_another(tmp_path):
+    """An image whose name ends as a working set's; and a working set as the output"""
+    old = tmp_path / "state.ws"
+    write_image(old, {"a": "r" * 6})
+    hot = set_of(old, [0])
+    hot.save(tmp_path / "run")
+    before = old.read_bytes(), (tmp_path / "run").read_bytes()
+    for output in ("state", "run"):
+        with pytest.raises(ValueError, match="another name"):
+            lazyrestore.optimize(old, tmp_path / "run", tmp_path / output)
+    assert before == (old.read_bytes(), (tmp_path / "run").read_bytes())
+    assert sorted(os.listdir(tmp_path)) == ["run", "state.ws"]
+
+
 def test_progress(tmp_path):
     """All payloads are counted, once"""
     old = tmp_path / "old.lzr"
