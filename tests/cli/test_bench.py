@@ -111,6 +111,15 @@ def test_an_image(text_image: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.uffd
+def test_an_image_as_an_ordinary_user(nobody: object, text_image: Path) -> None:
+    """All is touched by loads, for which no right is needed"""
+    copy = nobody.bring(text_image)  # type: ignore[attr-defined]
+    if nobody.run("bench", "hello", "--pages", 10).code == 4:  # type: ignore[attr-defined]
+        pytest.skip("no userfaultfd for ordinary users here, not even for loads and stores")
+    nobody.run("bench", copy, "--quick", "--repeat", 1).ok()  # type: ignore[attr-defined]
+
+
+@pytest.mark.uffd
 def test_a_part_of_an_image(text_image: Path, tmp_path: Path) -> None:
     """As much as was asked for, from the front to the end of it"""
     from lazyrestore._bench.sample import take
