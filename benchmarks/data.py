@@ -61,15 +61,15 @@ class Data:
         make = makers.get(name, write_numeric)
         return self._made(f"{name}.raw", lambda path: make(path, self.nbytes))
 
-    def image(self, name: str, cluster_size: int = 65536) -> Path:
+    def image(self, name: str, cluster_size: int = 65536, level: int = 3) -> Path:
         """One region "memory"."""
-        kib = cluster_size // 1024
+        kib, suffix = cluster_size // 1024, "" if level == 3 else f"-level{level}"
 
         def make(path: Path) -> None:
             source = lazyrestore.RawFile(self.raw(name))
-            lazyrestore.dump(source, path, cluster_size=cluster_size)
+            lazyrestore.dump(source, path, cluster_size=cluster_size, level=level)
 
-        return self._made(f"{name}-{kib}k.lzr", make)
+        return self._made(f"{name}-{kib}k{suffix}.lzr", make)
 
     def zst(self, name: str) -> Path:
         """As `zstd -3 -T2` makes it."""

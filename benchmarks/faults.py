@@ -20,12 +20,13 @@ def _against_hello(
     *,
     name: str,
     confine: bool,
+    level: int = 3,
     **options: str,
 ) -> Row:
     """p50 of faults at clusters of 4 KiB, without a fill, against hello's."""
     pages = _QUICK_PAGES if bench.is_quick else _PAGES
     pages = min(pages, bench.data.pages)
-    image = bench.data.image(name, 4096)
+    image = bench.data.image(name, 4096, level)
     found = in_turns(
         {
             "ours": bench.task("touch", image=image, pages=pages, confine=confine, **options),
@@ -35,7 +36,7 @@ def _against_hello(
     )
     mode = options.get("fault_mode", "thread") + (", one core" if confine else "")
     if options.get("order") == "sequential":
-        mode += ", in order"
+        mode += f", in order, level {level}"
     for key, label in (("ours", f"lazyrestore {mode}"), ("hello", f"hello{mode[6:]}")):
         if name == bench.names[0] and (key == "ours" or "inline" not in mode):
             middle = sorted(found[key], key=lambda one: one["p50"])[len(found[key]) // 2]
@@ -68,19 +69,23 @@ def demand_confined(bench: Bench) -> Iterator[Row]:
 
 def inline(bench: Bench) -> Iterator[Row]:
     """R4: answered in the faulting thread; in order, as hello's touches are, and at random."""
-    name = bench.names[0]
-    for order, said in (("sequential", "in order"), ("random", "at random")):
+    ways = (
+        ("in order", {"order": "sequential"}, 3),
+        ("at random", {"order": "random"}, 3),
+        ("in order, --level -1", {"order": "sequential"}, -1),
+    )
+    for said, options, level in ways:
         for confine, limit in ((False, 0.2), (True, 1.6)):
-            what = f"inline fault p50, 4K, {said}" + (", one core" if confine else "")
             yield _against_hello(
                 bench,
                 "R4",
-                what,
+                f"inline fault p50, 4K, {said}" + (", one core" if confine else ""),
                 limit,
-                name=name,
+                name=bench.names[0],
                 confine=confine,
+                level=level,
                 fault_mode="inline",
-                order=order,
+                **options,
             )
 
 
