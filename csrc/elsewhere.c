@@ -28,19 +28,6 @@ static uint64_t end_of(struct lr_target *target, uint64_t page, uint64_t limit)
 	return limit;
 }
 
-/* All of it was brought, and its memory given back, since the fault. */
-static bool was_given_back(const struct lr_target *target, uint64_t page)
-{
-	for (uint32_t i = 0; i < target->image->info.region_count; i++) {
-		const struct lr_range *range = &target->ranges[i];
-
-		if (lr_range_state(range) == LR_RANGE_PLAIN && page >= range->start
-		    && page - range->start < range->bytes)
-			return true;
-	}
-	return false;
-}
-
 /* Of what cannot be touched, the kernel lets nobody see why: missing, or fenced. So it is asked to
  * read there. (There is no such way of changing the mask: it stays as it is.) */
 static bool is_readable(uint64_t page)
@@ -55,7 +42,7 @@ static bool give_fence(struct lr_target *target, uint64_t page)
 	struct lr_piece unknown = {.start = page, .end = page + target->host_page};
 
 	if (lr_uffd_poison(&target->uffd, page, target->host_page) == -EEXIST)
-		return is_readable(page);
+		return false;
 	lr_install_fence(target, &unknown, page, target->host_page);
 	return true;
 }
@@ -69,8 +56,9 @@ bool lr_elsewhere_give(struct lr_target *target, uint64_t page, uint64_t limit, 
 	*ret_is_late = false;
 	if (lr_target_find(target, page, &piece))
 		return true;
-	if (was_given_back(target, page))
-		return is_readable(page);
+	/* It was brought since, or given back with all the rest. */
+	if (is_readable(page))
+		return true;
 	if (lr_uffd_register(&target->uffd, page, target->host_page, NULL) < 0)
 		return false;
 	if (target->is_lost)

@@ -464,6 +464,38 @@ static void fences_of_sessions_that_ended_are_signals(void)
 	image_fini(&ended.image);
 }
 
+/* Where a region was before it was given back, another one of the same session is moved to, and
+ * made longer. */
+static void moves_to_where_a_region_was(void)
+{
+	struct lr_session_options options = {
+		.privilege = LR_PRIVILEGE_AUTO,
+		.fault_mode = LR_FAULT_INLINE,
+	};
+	struct lazy lazy = {0};
+	uint8_t *plain, *moved;
+
+	image_init(&lazy.image, PAGE, PAGE);
+	image_add(&lazy.image, "kept", 64 * PAGE, "zd");
+	image_add(&lazy.image, "given", 64 * PAGE, "d");
+	image_build(&lazy.image);
+	image_publish(&lazy.image);
+	lazy_start(&lazy, &options);
+	plain = map_own(NULL, 64 * PAGE);
+	CHECK_EQ(lr_session_attach(lazy.session, 1, plain, NULL), LR_OK);
+	CHECK_EQ(lr_session_fill(lazy.session, NULL), LR_OK);
+	CHECK_EQ(lr_session_wait(lazy.session, -1), LR_OK);
+	CHECK_EQ(munmap(plain, 64 * PAGE), 0);
+	moved = mremap(lazy.memory + 32 * PAGE, 32 * PAGE, 48 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       plain);
+	CHECK(moved == plain);
+	check_zeros(moved + 32 * PAGE, 16 * PAGE);
+	CHECK_MEM(moved, lazy.expected + 32 * PAGE, 32 * PAGE);
+	CHECK_MEM(lazy.memory, lazy.expected, 32 * PAGE);
+	munmap(moved, 48 * PAGE);
+	lazy_close(&lazy);
+}
+
 static const struct check_case cases[] = {
 	CHECK_CASE(counts_and_traces_what_it_does),
 	CHECK_CASE(serves_many_threads_with_a_fill),
@@ -475,6 +507,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE(asks_for_no_right_that_it_cannot_use),
 	CHECK_CASE(children_answer_for_themselves),
 	CHECK_CASE(closes_while_others_touch),
+	CHECK_CASE(moves_to_where_a_region_was),
 	CHECK_CASE(fences_of_sessions_that_ended_are_signals),
 };
 
