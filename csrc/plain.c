@@ -83,7 +83,18 @@ static bool is_quiet(struct lr_target *target, const struct lr_range *range)
 	return lr_uffd_is_quiet(&target->uffd, range->start, target->host_page);
 }
 
-/* Out of the look-up; and children may have it, as they have all memory. */
+/* Children may have it, as they have all memory: nothing that would be zeros there is missing.
+ * While it is registered still: where it lies after that, nobody tells. */
+static void give_to_children(struct lr_target *target, struct lr_range *range)
+{
+	struct lr_piece piece;
+
+	for (uint64_t offset = 0; lr_target_find_offset(target, range, offset, &piece);
+	     offset = piece.offset + (piece.end - piece.start))
+		madvise((void *)(uintptr_t)piece.start, piece.end - piece.start, MADV_DOFORK);
+}
+
+/* Out of the look-up. */
 static void let_go(struct lr_target *target, struct lr_range *range)
 {
 	struct lr_pieces *table;
@@ -97,7 +108,6 @@ static void let_go(struct lr_target *target, struct lr_range *range)
 			slot++;
 			continue;
 		}
-		madvise((void *)(uintptr_t)piece->start, piece->end - piece->start, MADV_DOFORK);
 		lr_pieces_delete(table, slot);
 	}
 	lr_pieces_commit(target, table);
@@ -113,6 +123,7 @@ static int release(struct lr_target *target, const struct lr_chunks *chunks, str
 		return LR_ERR_GONE;
 	if (!is_quiet(target, range))
 		return LR_ERR_BUSY;
+	give_to_children(target, range);
 	if (!lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_PLAIN))
 		return LR_ERR_CLOSED;
 	unregister_all(target, range);
