@@ -346,7 +346,7 @@ struct lr_fill_options {
 /* Load all attached regions in the background, by threads that stop short of a memory limit, at the
  * lowest priority; those of `first` at the caller's where he waits for them. `options` may be NULL:
  * everything. Once a session: LR_ERR_BUSY. LR_ERR_ARGUMENT where `first` has a cluster that is not
- * in the image. */
+ * in the image, or more than are in it. */
 int lr_session_fill(lr_session *session, const struct lr_fill_options *options);
 /* The same for `first` alone, which may be nothing. */
 int lr_session_wait_first(lr_session *session, int64_t timeout_ns);

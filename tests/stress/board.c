@@ -14,7 +14,7 @@ const char *const op_names[OPS] = {
 	[OP_FREE] = "free",     [OP_PROTECT] = "protect",   [OP_ADVISE] = "advise",
 	[OP_LOCK] = "lock",     [OP_UNMAP] = "unmap",       [OP_REPLACE] = "replace",
 	[OP_MOVE] = "move",     [OP_STATS] = "stats",       [OP_FORK] = "fork",
-	[OP_REOPEN] = "reopen", [OP_WAIT] = "wait",
+	[OP_REOPEN] = "reopen", [OP_WAIT] = "wait",         [OP_SWEEP] = "sweep",
 };
 
 struct board *board;

@@ -29,6 +29,7 @@ enum op {
 	OP_FORK,     /* a child that checks and goes on */
 	OP_REOPEN,   /* close a session and open another */
 	OP_WAIT,     /* lr_session_wait for the fill */
+	OP_SWEEP,    /* read a word of many pages, one after another */
 	OPS
 };
 extern const char *const op_names[OPS];
@@ -67,6 +68,13 @@ struct board {
 	_Atomic uint64_t kills;
 	_Atomic uint64_t sessions;
 	_Atomic uint64_t fills;
+	_Atomic uint64_t in_thread; /* sessions of each kind */
+	_Atomic uint64_t by_page;
+	_Atomic uint64_t recorded;
+	_Atomic uint64_t replayed;
+	_Atomic uint64_t near_rounds;
+	_Atomic uint64_t touched;       /* clusters that were recorded */
+	_Atomic uint64_t bad_addresses; /* of system calls, on what was missing */
 	_Atomic uint64_t faults;
 	_Atomic uint64_t pages_copied;
 	_Atomic uint64_t pages_zeroed;

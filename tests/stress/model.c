@@ -214,17 +214,20 @@ void mismatch(const struct actor *actor, const struct span *span, uint64_t index
 	vfprintf(stderr, format, arguments);
 	va_end(arguments);
 	fprintf(stderr,
-		"\n  seen by pid %d (%s, %s), thread %d, in slot %u, session %u (%s), region %u, "
-		"page "
-		"%llu at %p\n",
+		"\n  seen by pid %d (%s, %s), thread %d, in slot %u, session %u (%s, "
+		"%s%s), region %u, page %llu at %p\n",
 		getpid(),
 		actor->depth == 0   ? "the first process"
 		: actor->depth == 1 ? "a child"
 				    : "a grandchild",
 		actor->owns_all ? "which knows all" : "which knows its own", actor->thread,
 		span->slot->number, span->slot->generation,
-		span->slot->has_fill ? "with fill" : "no fill", span->region,
-		(unsigned long long)number, (void *)page->at);
+		span->slot->is_inline ? "inline" : "thread",
+		span->slot->fills_all  ? "with fill"
+		: span->slot->has_fill ? "with a replay"
+				       : "no fill",
+		span->slot->is_by_page ? ", by page" : "", span->region, (unsigned long long)number,
+		(void *)page->at);
 	fprintf(stderr,
 		"  clusters of %u, this is page %llu of cluster %llu; image's state %u; owner %d, "
 		"%s, "
@@ -259,6 +262,11 @@ static void choose_region(struct slot *slot, uint64_t random, struct span *span)
 	span->count = 1;
 }
 
+bool may_read(const struct actor *actor, const struct page *page)
+{
+	return is_own(actor, page) ? page->kind != PAGE_GONE : page->class != CLASS_PRIVATE;
+}
+
 bool pick_any(const struct actor *actor, struct slot *slot, uint64_t random, struct span *ret_span)
 {
 	uint64_t tries = 64;
@@ -268,12 +276,8 @@ bool pick_any(const struct actor *actor, struct slot *slot, uint64_t random, str
 		struct region *region = &slot->regions[ret_span->region];
 
 		ret_span->page = &region->pages[ret_span->first];
-		if (is_own(actor, ret_span->page)) {
-			if (ret_span->page->kind != PAGE_GONE)
-				return true;
-		} else if (ret_span->page->class != CLASS_PRIVATE) {
+		if (may_read(actor, ret_span->page))
 			return true;
-		}
 		ret_span->first = (ret_span->first + 1) % region->count;
 	}
 	return false;

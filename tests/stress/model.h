@@ -69,6 +69,11 @@ struct slot {
 	uint32_t generation;
 	bool is_open;
 	bool has_fill;
+	bool fills_all; /* and not only what was wanted first */
+	bool is_inline; /* who touches answers, and system calls are not served */
+	bool is_by_page;
+	bool is_recorded;
+	uint64_t clusters; /* of the image */
 	bool is_inherited; /* the session is a parent's, of which this process is a child */
 	const struct source *source;
 	lr_session *session;
@@ -121,6 +126,8 @@ uint64_t draw(struct actor *actor);
 void note(struct actor *actor, enum op op, const struct slot *slot, const struct span *span,
 	  unsigned detail);
 
+/* Whether this actor may read a page. */
+bool may_read(const struct actor *actor, const struct page *page);
 /* A page of any owner that may be read. */
 bool pick_any(const struct actor *actor, struct slot *slot, uint64_t random, struct span *ret_span);
 /* A run of up to `most` own pages, of a block of at least this class, of kind GONE or of others. */

@@ -15,7 +15,7 @@ static const unsigned weights[OPS] = {
 	[OP_PIPE] = 600,   [OP_DONTNEED] = 500, [OP_FREE] = 200,   [OP_PROTECT] = 400,
 	[OP_ADVISE] = 300, [OP_LOCK] = 100,     [OP_UNMAP] = 120,  [OP_REPLACE] = 60,
 	[OP_MOVE] = 200,   [OP_STATS] = 100,    [OP_FORK] = 5,     [OP_REOPEN] = 6,
-	[OP_WAIT] = 20,
+	[OP_WAIT] = 20,    [OP_SWEEP] = 40,
 };
 
 void actor_open(struct actor *actor, int thread, int depth)
@@ -62,6 +62,29 @@ static bool do_touch(struct actor *actor, struct slot *slot, uint64_t random, bo
 	return true;
 }
 
+/* As a program does that reads from one end to the other: what the pager does about that is
+ * begun after some pages. */
+static bool do_sweep(struct actor *actor, struct slot *slot, uint64_t random)
+{
+	struct span span;
+	uint64_t count, end;
+
+	if (!pick_any(actor, slot, random, &span))
+		return false;
+	end = slot->regions[span.region].count;
+	count = 16 + (random >> 40) % 512;
+	if (end - span.first > count)
+		end = span.first + count;
+	for (span.count = end - span.first; span.first < end; span.first++, span.page++) {
+		if (!may_read(actor, span.page))
+			continue;
+		note(actor, OP_SWEEP, slot, &span, 0);
+		check_page(actor, &span, 0, random >> 52 & (WORDS - 1), 1);
+		span.count = 1;
+	}
+	return true;
+}
+
 static bool on_slot(struct actor *actor, enum op op, struct slot *slot, uint64_t random)
 {
 	switch (op) {
@@ -91,6 +114,8 @@ static bool on_slot(struct actor *actor, enum op op, struct slot *slot, uint64_t
 		return do_stats(actor, slot);
 	case OP_WAIT:
 		return do_wait(actor, slot, random);
+	case OP_SWEEP:
+		return do_sweep(actor, slot, random);
 	default:
 		return do_touch(actor, slot, random, op == OP_CHECK);
 	}
@@ -117,7 +142,7 @@ static void reopen(struct actor *actor, struct slot *slot, uint64_t random)
 static bool is_change(enum op op)
 {
 	return op != OP_TOUCH && op != OP_CHECK && op != OP_POPULATE && op != OP_STATS
-	       && op != OP_WAIT && op != OP_FORK;
+	       && op != OP_WAIT && op != OP_SWEEP && op != OP_FORK;
 }
 
 static bool is_move(enum op op)

@@ -13,7 +13,8 @@ struct settings {
 	uint32_t without; /* operations, by bit */
 	bool with_damage;
 	bool with_fill;
-	bool user_mode; /* system calls are not served: no pipes */
+	unsigned inline_percent; /* of the sessions: faults are answered by who touches */
+	bool user_mode;          /* system calls are not served: no pipes */
 	bool verbose;
 	unsigned hang_s;
 };

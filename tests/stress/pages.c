@@ -77,12 +77,39 @@ static ssize_t read_lazy(const struct actor *actor, void *lazy, size_t bytes)
 	return syscall(SYS_read, actor->pipe[0], lazy, bytes);
 }
 
+/* A system call gave EFAULT. Where faults are answered by who touches, that is what it gets for a
+ * page that is missing: touched, it is there. False where it cannot have been missing, or where
+ * that need not help. */
+static bool bring(struct actor *actor, const struct span *span)
+{
+	struct page *page = span->page;
+
+	if (!span->slot->is_inline || page->is_ordinary || page->kind == PAGE_DAMAGED
+	    || page->kind == PAGE_DAMAGED_GIVEN)
+		return false;
+	count(&board->bad_addresses, 1);
+	check_page(actor, span, 0, 0, WORDS);
+	return true;
+}
+
+/* Whether a page was to be there from the moment that the fill had come to its end. */
+static bool is_filled(const struct actor *actor, const struct span *span)
+{
+	const struct slot *slot = span->slot;
+
+	return slot->fills_all && !(actor->is_alone && slot->is_inherited)
+	       && span->page->owner == SHARED
+	       && slot->source->image.regions[span->region].states[span->first] == LR_PAGE_DATA
+	       && lr_session_wait(slot->session, 0) == LR_OK;
+}
+
 /* write(2) of a page of lazy memory, and what came out of the pipe. */
 static bool pipe_out(struct actor *actor, struct slot *slot, uint64_t random)
 {
 	struct span span;
 	ssize_t put, got = 0;
 	struct page *page;
+	bool was_filled;
 
 	/* Of one's own or a shared one: others may change theirs meanwhile. */
 	if (!pick_any(actor, slot, random, &span))
@@ -91,7 +118,14 @@ static bool pipe_out(struct actor *actor, struct slot *slot, uint64_t random)
 	if (page->owner != SHARED && !actor->owns_all && page->owner != actor->thread)
 		return false;
 	note(actor, OP_PIPE, slot, &span, 0);
+	was_filled = is_filled(actor, &span);
 	put = write_lazy(actor, page->at, PAGE);
+	if (put < 0 && errno == EFAULT && !was_filled && bring(actor, &span)) {
+		put = write_lazy(actor, page->at, PAGE);
+		/* The kernel may have taken it again. */
+		if (put < 0 && page->kind == PAGE_FREED)
+			return false;
+	}
 	if (put < 0 && errno != EFAULT)
 		fail("write of a lazy page: errno %d", errno);
 	if (put < (ssize_t)PAGE && page->kind != PAGE_DAMAGED && page->kind != PAGE_DAMAGED_GIVEN)
@@ -124,6 +158,9 @@ static bool pipe_in(struct actor *actor, struct slot *slot, uint64_t random)
 	if (write(actor->pipe[1], actor->scratch, words * 8ul) != (ssize_t)(words * 8))
 		fail("write to a pipe");
 	got = read_lazy(actor, span.page->at + word, words * 8ul);
+	/* What it did not take is in the pipe still. */
+	if (got < 0 && errno == EFAULT && bring(actor, &span))
+		got = read_lazy(actor, span.page->at + word, words * 8ul);
 	if (got < 0 && errno != EFAULT)
 		fail("read into a lazy page: errno %d", errno);
 	is_done = got == (ssize_t)(words * 8);
@@ -135,6 +172,8 @@ static bool pipe_in(struct actor *actor, struct slot *slot, uint64_t random)
 			fail("read of a pipe");
 		rest -= more;
 	}
+	if (!is_done && slot->is_inline && span.page->kind == PAGE_FREED)
+		return false;
 	account(actor, &span, word, words, is_done, "read(2)");
 	return true;
 }

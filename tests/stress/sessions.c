@@ -72,19 +72,21 @@ static void make_room(struct region *region, uint64_t pages)
 		fail("out of memory");
 }
 
-void slot_open(struct actor *actor, struct slot *slot, uint64_t random)
+static void open_session(struct slot *slot, uint64_t random)
 {
 	struct lr_session_options options = {0};
 	struct lr_problem problem;
 	lr_image *opened;
 	int code;
 
-	(void)actor;
-	slot->generation++;
-	slot->source = &sources[random % source_count];
-	slot->has_fill = settings.with_fill && random >> 8 & 1;
+	slot->is_inline = (random >> 32) % 100 < settings.inline_percent;
+	slot->is_by_page = (random >> 40 & 3) == 0;
+	slot->is_recorded = random >> 42 & 1;
 	options.privilege = settings.user_mode ? LR_PRIVILEGE_USER_MODE_ONLY : LR_PRIVILEGE_FULL;
 	options.trace_records = random >> 9 & 1 ? 64 : 0;
+	options.fault_mode = slot->is_inline ? LR_FAULT_INLINE : LR_FAULT_THREAD;
+	options.granularity = slot->is_by_page ? LR_GRANULARITY_PAGE : LR_GRANULARITY_CLUSTER;
+	options.record = slot->is_recorded;
 	/* A handle of its own, which is closed at once: the session holds the image. */
 	if (lr_image_open(slot->source->image.path, &opened, &problem) < 0)
 		fail("lr_image_open: %s", lr_error_name(problem.code));
@@ -92,6 +94,63 @@ void slot_open(struct actor *actor, struct slot *slot, uint64_t random)
 	lr_image_close(opened);
 	if (code < 0)
 		fail("lr_session_open: %s (errno %d)", lr_error_name(code), problem.os_error);
+	/* The machine is busy with us: else it would hardly ever be tried. */
+	slot->session->pager.near.ignores_load = random >> 43 & 1;
+	count(&board->sessions, 1);
+	count(&board->in_thread, slot->is_inline);
+	count(&board->by_page, slot->is_by_page);
+	count(&board->recorded, slot->is_recorded);
+}
+
+/* Some clusters that are wanted first: as a working set is, in runs, and some of them twice. */
+static uint64_t *choose_first(struct actor *actor, const struct slot *slot, uint64_t most)
+{
+	uint64_t *first = calloc(most, sizeof(*first));
+
+	if (!first)
+		fail("out of memory");
+	for (uint64_t i = 0; i < most; i++)
+		first[i] = i > 0 && draw(actor) % 4 ? (first[i - 1] + 1) % slot->clusters
+						    : draw(actor) % slot->clusters;
+	return first;
+}
+
+static void start_fill(struct actor *actor, struct slot *slot, uint64_t random)
+{
+	struct lr_fill_options options = {
+		.threads = random >> 44 & 3,
+		.is_awaited = random >> 46 & 1,
+	};
+	uint64_t *first = NULL;
+	int code;
+
+	if (random >> 47 & 1) {
+		options.first_count =
+			1 + draw(actor) % (slot->clusters < 300 ? slot->clusters : 300);
+		first = choose_first(actor, slot, options.first_count);
+		options.first = first;
+		options.first_only = (random >> 48 & 3) == 0;
+	}
+	code = lr_session_fill(slot->session, random >> 50 & 1 || first ? &options : NULL);
+	if (code < 0)
+		fail("lr_session_fill: %s", lr_error_name(code));
+	free(first);
+	slot->fills_all = !options.first_only;
+	count(&board->fills, 1);
+	count(&board->replayed, first != NULL);
+}
+
+void slot_open(struct actor *actor, struct slot *slot, uint64_t random)
+{
+	struct lr_image_info info;
+
+	slot->generation++;
+	slot->source = &sources[random % source_count];
+	lr_image_get_info(slot->source->opened, &info);
+	slot->clusters = info.cluster_count;
+	slot->has_fill = settings.with_fill && random >> 8 & 1;
+	slot->fills_all = false;
+	open_session(slot, random);
 	for (unsigned r = 0; r < SOURCE_REGIONS; r++) {
 		struct region *region = &slot->regions[r];
 		uint64_t length = slot->source->image.regions[r].length;
@@ -105,13 +164,8 @@ void slot_open(struct actor *actor, struct slot *slot, uint64_t random)
 	model_reset(slot, random);
 	slot->is_open = true;
 	slot->is_inherited = false;
-	if (slot->has_fill) {
-		code = lr_session_fill(slot->session, NULL);
-		if (code < 0)
-			fail("lr_session_fill: %s", lr_error_name(code));
-		count(&board->fills, 1);
-	}
-	count(&board->sessions, 1);
+	if (slot->has_fill)
+		start_fill(actor, slot, random);
 }
 
 /* What was moved away is ours to unmap. What we mapped in a region's place stays, for now. */
@@ -179,6 +233,7 @@ static void gather(struct slot *slot)
 	count(&board->pages_copied, stats.pages_copied);
 	count(&board->pages_zeroed, stats.pages_zeroed);
 	count(&board->pages_moved, slot->session->pager.loader.pages_moved);
+	count(&board->near_rounds, atomic_load(&slot->session->pager.near.rounds));
 	for (unsigned r = 0; r < SOURCE_REGIONS; r++)
 		count(&board->released,
 		      lr_range_state(&slot->session->target.ranges[r]) == LR_RANGE_PLAIN);
@@ -194,6 +249,34 @@ static void gather(struct slot *slot)
 	}
 }
 
+/* Each cluster once, in order of time, and none that is not there. Nobody touches any more. */
+static void check_record(const struct slot *slot)
+{
+	struct lr_touched touched[64];
+	uint8_t *is_seen = calloc(slot->clusters, 1);
+	uint64_t at = 0, got;
+
+	if (!is_seen)
+		fail("out of memory");
+	while ((got = lr_session_get_touched(slot->session, at, touched, 64)) > 0)
+		for (uint64_t i = 0; i < got; i++, at++) {
+			uint64_t cluster = touched[i].cluster;
+
+			/* What the parent's threads were noting when it was made. */
+			if (cluster == UINT64_MAX && slot->is_inherited)
+				continue;
+			if (cluster >= slot->clusters || is_seen[cluster]++)
+				fail("cluster %llu of %llu is recorded, as number %llu",
+				     (unsigned long long)cluster,
+				     (unsigned long long)slot->clusters, (unsigned long long)at);
+		}
+	free(is_seen);
+	if (at > (slot->is_recorded ? slot->clusters : 0))
+		fail("%llu clusters are recorded of %llu", (unsigned long long)at,
+		     (unsigned long long)slot->clusters);
+	count(&board->touched, at);
+}
+
 void slot_close(struct actor *actor, struct slot *slot, uint64_t random)
 {
 	bool is_orderly = random & 1;
@@ -202,6 +285,7 @@ void slot_close(struct actor *actor, struct slot *slot, uint64_t random)
 		return;
 	unmap_moved(slot);
 	gather(slot);
+	check_record(slot);
 	for (uint32_t r = 0; r < SOURCE_REGIONS; r++) {
 		struct region *region = &slot->regions[r];
 
@@ -277,7 +361,8 @@ bool do_wait(struct actor *actor, struct slot *slot, uint64_t random)
 	int code;
 
 	note(actor, OP_WAIT, slot, NULL, has_fill);
-	code = lr_session_wait(slot->session, (int64_t)(random % 3000000));
+	code = (random >> 63 ? lr_session_wait_first
+			     : lr_session_wait)(slot->session, (int64_t)(random % 3000000));
 	if (code != LR_OK && code != LR_ERR_TIMEOUT && code != LR_ERR_NOMEM
 	    && code != LR_ERR_ARGUMENT)
 		fail("lr_session_wait: %s", lr_error_name(code));

@@ -21,18 +21,27 @@
 #define FEATURE_POISON (1ull << 14)
 
 static const struct option options[] = {
-	{"seed", required_argument, NULL, 's'},    {"seconds", required_argument, NULL, 't'},
-	{"threads", required_argument, NULL, 'n'}, {"steps", required_argument, NULL, 'c'},
-	{"slots", required_argument, NULL, 'l'},   {"without", required_argument, NULL, 'w'},
-	{"only", required_argument, NULL, 'o'},    {"no-fork", no_argument, NULL, 'F'},
-	{"no-damage", no_argument, NULL, 'D'},     {"no-fill", no_argument, NULL, 'B'},
-	{"user-mode", no_argument, NULL, 'u'},     {"hang", required_argument, NULL, 'h'},
-	{"verbose", no_argument, NULL, 'v'},       {NULL, 0, NULL, 0},
+	{"seed", required_argument, NULL, 's'},
+	{"seconds", required_argument, NULL, 't'},
+	{"threads", required_argument, NULL, 'n'},
+	{"steps", required_argument, NULL, 'c'},
+	{"slots", required_argument, NULL, 'l'},
+	{"without", required_argument, NULL, 'w'},
+	{"only", required_argument, NULL, 'o'},
+	{"no-fork", no_argument, NULL, 'F'},
+	{"no-damage", no_argument, NULL, 'D'},
+	{"no-fill", no_argument, NULL, 'B'},
+	{"inline", required_argument, NULL, 'i'},
+	{"user-mode", no_argument, NULL, 'u'},
+	{"hang", required_argument, NULL, 'h'},
+	{"verbose", no_argument, NULL, 'v'},
+	{NULL, 0, NULL, 0},
 };
 
 static const char usage[] =
 	"stress [--seed N] [--seconds S] [--threads T] [--steps N] [--slots N] [--no-fork]\n"
-	"       [--no-damage] [--no-fill] [--user-mode] [--without OP,...] [--only OP,...]\n"
+	"       [--no-damage] [--no-fill] [--inline PERCENT] [--user-mode] [--without OP,...] "
+	"[--only OP,...]\n"
 	"       [--hang SECONDS] [--verbose]\n"
 	"Operations:";
 
@@ -73,6 +82,7 @@ static void parse(int argc, char **argv)
 		.slots = 3,
 		.with_damage = true,
 		.with_fill = true,
+		.inline_percent = 40,
 		.hang_s = 60,
 	};
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -108,6 +118,9 @@ static void parse(int argc, char **argv)
 			break;
 		case 'B':
 			settings.with_fill = false;
+			break;
+		case 'i':
+			settings.inline_percent = (unsigned)number;
 			break;
 		case 'u':
 			settings.user_mode = true;
@@ -230,8 +243,9 @@ __attribute__((noreturn)) static void end_failed(int status)
 	for (int i = 0; i < 100 && atomic_load(&board->failed) == 1; i++)
 		usleep(100000);
 	kill_all();
-	fprintf(stderr, "stress: again with: --seed %llu --threads %d --slots %u\n",
-		(unsigned long long)settings.seed, settings.threads, settings.slots);
+	fprintf(stderr, "stress: again with: --seed %llu --threads %d --slots %u --inline %u\n",
+		(unsigned long long)settings.seed, settings.threads, settings.slots,
+		settings.inline_percent);
 	_exit(status);
 }
 
@@ -308,6 +322,13 @@ static void print_summary(uint64_t begin_ns)
 	FIGURE("bytes compared", atomic_load(&board->bytes_checked));
 	FIGURE("sessions", atomic_load(&board->sessions));
 	FIGURE("with a fill", atomic_load(&board->fills));
+	FIGURE("with clusters first", atomic_load(&board->replayed));
+	FIGURE("inline", atomic_load(&board->in_thread));
+	FIGURE("page by page", atomic_load(&board->by_page));
+	FIGURE("recorded", atomic_load(&board->recorded));
+	FIGURE("clusters in the records", atomic_load(&board->touched));
+	FIGURE("rounds near who faults", atomic_load(&board->near_rounds));
+	FIGURE("calls on missing pages", atomic_load(&board->bad_addresses));
 	FIGURE("faults served", atomic_load(&board->faults));
 	FIGURE("pages copied", atomic_load(&board->pages_copied));
 	FIGURE("of them moved", atomic_load(&board->pages_moved));
