@@ -30,79 +30,6 @@ static void gives_back_what_is_complete(void)
 	tear_down();
 }
 
-struct mover {
-	pthread_t thread;
-	uint8_t *places[2];
-	unsigned at;
-	atomic_bool stop;
-};
-
-static void *move_to_and_fro(void *argument)
-{
-	struct mover *mover = argument;
-
-	for (unsigned i = 0; !atomic_load(&mover->stop); i++) {
-		uint8_t *to = mover->places[!mover->at];
-
-		CHECK(mremap(mover->places[mover->at], PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
-			     to)
-		      == to);
-		mover->at = !mover->at;
-		for (uint64_t begin_ns = lr_clock_ns(); lr_clock_ns() - begin_ns < i % 64 * 8000;)
-			continue;
-	}
-	return NULL;
-}
-
-static void check_moved(const uint8_t *first, const uint8_t *others)
-{
-	for (uint64_t page = 0; page < LENGTH / PAGE; page++) {
-		const uint8_t *at = memory + page * PAGE;
-
-		if (page == 0)
-			at = first;
-		else if (page % 2 == 0 && page < 512)
-			at = others + page * PAGE;
-		if (memcmp(at, image.regions[0].bytes + page * PAGE, PAGE) != 0)
-			_exit(1);
-	}
-	_exit(0);
-}
-
-/* Its owner moves some of it all the while: that must not stay kept from children. Many pieces, so
- * that giving them back takes a while. */
-static void gives_back_what_is_being_moved(void)
-{
-	for (int i = 0; i < 40; i++) {
-		struct mover mover = {0};
-		uint8_t *room = mmap(NULL, 512 * PAGE, PROT_NONE,
-				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		pid_t child;
-
-		CHECK(room != MAP_FAILED);
-		make_image("d");
-		open_at(0);
-		need_giving_back();
-		for (uint64_t page = 2; page < 512; page += 2)
-			CHECK(mremap(memory + page * PAGE, PAGE, PAGE,
-				     MREMAP_MAYMOVE | MREMAP_FIXED, room + page * PAGE)
-			      == room + page * PAGE);
-		mover.places[0] = memory;
-		mover.places[1] = room + 511 * PAGE;
-		CHECK_EQ(pthread_create(&mover.thread, NULL, move_to_and_fro, &mover), 0);
-		fill(NULL);
-		atomic_store(&mover.stop, true);
-		CHECK_EQ(pthread_join(mover.thread, NULL), 0);
-		child = fork();
-		CHECK(child >= 0);
-		if (child == 0)
-			check_moved(mover.places[mover.at], room);
-		CHECK_CHILD(child);
-		CHECK_CALL(munmap(room, 512 * PAGE));
-		tear_down();
-	}
-}
-
 static void knows_what_it_gave_back(void)
 {
 	struct lr_problem problem;
@@ -331,11 +258,16 @@ static void children_get_the_rest_by_themselves(void)
 }
 
 static const struct check_case cases[] = {
-	CHECK_CASE(gives_back_what_is_complete), CHECK_CASE(gives_back_what_is_being_moved),
-	CHECK_CASE(knows_what_it_gave_back),     CHECK_CASE(leaves_zeros_to_the_kernel),
-	CHECK_CASE(keeps_what_is_not_complete),  CHECK_CASE(never_gives_back_what_is_missing),
-	CHECK_CASE(serves_from_what_is_decoded), CHECK_CASE(loads_the_first_first),
-	CHECK_CASE(loads_the_rest_afterwards),   CHECK_CASE(refuses_clusters_that_are_not_there),
-	CHECK_CASE(ends_when_it_is_closed),      CHECK_CASE(children_get_the_rest_by_themselves),
+	CHECK_CASE(gives_back_what_is_complete),
+	CHECK_CASE(knows_what_it_gave_back),
+	CHECK_CASE(leaves_zeros_to_the_kernel),
+	CHECK_CASE(keeps_what_is_not_complete),
+	CHECK_CASE(never_gives_back_what_is_missing),
+	CHECK_CASE(serves_from_what_is_decoded),
+	CHECK_CASE(loads_the_first_first),
+	CHECK_CASE(loads_the_rest_afterwards),
+	CHECK_CASE(refuses_clusters_that_are_not_there),
+	CHECK_CASE(ends_when_it_is_closed),
+	CHECK_CASE(children_get_the_rest_by_themselves),
 };
 CHECK_MAIN(cases)
