@@ -235,11 +235,47 @@ static bool leave(_Atomic uint32_t *left)
 	return atomic_fetch_sub_explicit(left, 1, memory_order_acq_rel) == 1;
 }
 
+/* Where there is a worker for each processor each stays on its own: the kernel's balance hardly
+ * counts threads of the class IDLE, and would leave two on one processor and none on the other. */
+static void stay(struct lr_worker *worker)
+{
+	struct lr_fill *fill = worker->fill;
+	uint32_t number = (uint32_t)(worker - fill->workers);
+	cpu_set_t own;
+
+	pthread_mutex_lock(&fill->lock);
+	worker->id = (int32_t)syscall(SYS_gettid);
+	pthread_mutex_unlock(&fill->lock);
+	if ((int)fill->worker_count < CPU_COUNT(&fill->processors))
+		return;
+	number %= (uint32_t)CPU_COUNT(&fill->processors);
+	CPU_ZERO(&own);
+	for (size_t i = 0; i < CPU_SETSIZE; i++)
+		if (CPU_ISSET(i, &fill->processors) && number-- == 0)
+			CPU_SET(i, &own);
+	sched_setaffinity(0, sizeof(own), &own);
+}
+
+/* There is nothing left to begin: who is still at work on a busy processor may come to this one. */
+static void let_others_move(struct lr_worker *worker)
+{
+	struct lr_fill *fill = worker->fill;
+
+	pthread_mutex_lock(&fill->lock);
+	worker->id = 0;
+	for (uint32_t i = 0; i < fill->worker_count; i++)
+		if (fill->workers[i].id)
+			sched_setaffinity(fill->workers[i].id, sizeof(fill->processors),
+					  &fill->processors);
+	pthread_mutex_unlock(&fill->lock);
+}
+
 static void *run(void *argument)
 {
 	struct lr_worker *worker = argument;
 	struct lr_fill *fill = worker->fill;
 
+	stay(worker);
 	/* Beside a program it must never keep a fault waiting. */
 	if (!fill->is_awaited)
 		yield_to_all();
@@ -255,6 +291,7 @@ static void *run(void *argument)
 			      memory_order_relaxed);
 	if (!fill->first_only)
 		fill_chunks(worker);
+	let_others_move(worker);
 	for (uint32_t i = 0; i < LR_FILL_STAGES; i++)
 		lr_stage_close(&worker->stages[i]);
 	if (leave(&fill->left)) {
@@ -277,13 +314,14 @@ static int start_thread(struct lr_worker *worker)
 /* ---- The beginning ---- */
 
 /* As many as are wanted, and of use. */
-static uint32_t count_workers(const struct lr_fill *fill, const struct lr_fill_options *options)
+static uint32_t count_workers(struct lr_fill *fill, const struct lr_fill_options *options)
 {
 	uint64_t wanted = options ? options->threads : 0, use = fill->first.count / FIRST_STEP + 1;
-	cpu_set_t processors;
 
-	if (wanted == 0 && sched_getaffinity(0, sizeof(processors), &processors) == 0)
-		wanted = (uint64_t)CPU_COUNT(&processors);
+	CPU_ZERO(&fill->processors);
+	sched_getaffinity(0, sizeof(fill->processors), &fill->processors);
+	if (wanted == 0)
+		wanted = (uint64_t)CPU_COUNT(&fill->processors);
 	if (!fill->first_only && use < fill->chunks.count)
 		use = fill->chunks.count;
 	if (wanted > use)
@@ -377,6 +415,7 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 	if (fill->is_started)
 		return LR_ERR_BUSY;
 	fill->pager = pager;
+	pthread_mutex_init(&fill->lock, NULL);
 	fill->release = release_range;
 	fill->first_only = options && options->first_only;
 	fill->is_awaited = options && options->is_awaited;

@@ -8,6 +8,8 @@
 #define LR_FILL_H
 
 #include "chunks.h"
+#include <sched.h>
+
 #include "feed.h"
 #include "first.h"
 #include "headroom.h"
@@ -18,6 +20,7 @@
 struct lr_worker {
 	struct lr_fill *fill;
 	pthread_t thread;
+	int32_t id;          /* of the thread; 0 when it ends; under `lock` */
 	struct lr_feed feed; /* whose decoder is for chunks too */
 	struct lr_stage stages[LR_FILL_STAGES];
 	struct lr_chunk chunks[LR_FILL_STAGES]; /* what they have */
@@ -34,6 +37,8 @@ struct lr_fill {
 	uint32_t worker_count;
 	uint32_t started_count; /* of them, threads */
 	struct lr_worker *workers;
+	cpu_set_t processors; /* that may be used */
+	pthread_mutex_t lock;
 	bool is_started;
 	bool first_only;
 	bool is_awaited;
