@@ -4,10 +4,8 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,20 +15,11 @@
 /* How many of the clusters that are wanted first a worker loads between two looks at the memory
  * that is left. */
 #define FIRST_STEP 8u
+/* What a step of zeros may take: page tables. */
+#define ZERO_ROOM_BYTES (1u << 20)
 /* How often, and after how long, a range is tried to be given back. */
 #define RELEASE_TRIES    100
 #define RELEASE_PAUSE_NS 2000000
-
-/* Only what nobody else wants of the processors and of the disk. */
-static void yield_to_all(void)
-{
-	struct sched_param none = {0};
-
-	if (sched_setscheduler(0, SCHED_IDLE, &none) < 0)
-		setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
-	/* ioprio_set(IOPRIO_WHO_PROCESS, this thread, IOPRIO_CLASS_IDLE), which has no header. */
-	syscall(SYS_ioprio_set, 1, 0, 3 << 13);
-}
 
 /* A failure that says something of one cluster, which is fenced, or of one region, which was
  * closed: the rest goes on. */
@@ -211,19 +200,35 @@ static void release(struct lr_fill *fill, struct lr_range *range)
 	}
 }
 
-/* By the last worker. */
-static void end(struct lr_fill *fill)
+/* What of a range is not there yet, when it stays registered: its spans of zeros. Whoever waited
+ * for the fill may give it to system calls, which are not served everywhere. */
+static void fill_zeros(struct lr_worker *worker, struct lr_range *range)
 {
+	struct lr_fill *fill = worker->fill;
+	uint64_t cluster = range->region.first_cluster, run;
+	uint64_t end = cluster + range->region.cluster_count;
+	struct lr_problem problem;
+
+	for (; cluster < end && !is_over(fill) && is_room(fill, ZERO_ROOM_BYTES); cluster += run)
+		note(fill, lr_feed_load(&worker->feed, range, cluster, end, &run, &problem));
+	note(fill, lr_feed_finish(&worker->feed, NULL));
+}
+
+/* By the last worker. */
+static void end(struct lr_worker *worker)
+{
+	struct lr_fill *fill = worker->fill;
 	struct lr_target *target = fill->pager->target;
 
-	for (uint32_t i = 0; i < target->image->info.region_count && fill->release
-			     && !fill->first_only && !is_over(fill);
-	     i++) {
+	for (uint32_t i = 0;
+	     i < target->image->info.region_count && !fill->first_only && !is_over(fill); i++) {
 		struct lr_range *range = &target->ranges[i];
 
-		if (lr_range_state(range) == LR_RANGE_ACTIVE && !range->is_owned
+		if (lr_range_state(range) == LR_RANGE_ACTIVE && fill->release && !range->is_owned
 		    && lr_chunks_complete(&fill->chunks, range))
 			release(fill, range);
+		if (lr_range_state(range) == LR_RANGE_ACTIVE)
+			fill_zeros(worker, range);
 	}
 	set_state(&fill->state, atomic_load_explicit(&fill->code, memory_order_relaxed));
 }
@@ -235,50 +240,15 @@ static bool leave(_Atomic uint32_t *left)
 	return atomic_fetch_sub_explicit(left, 1, memory_order_acq_rel) == 1;
 }
 
-/* Where there is a worker for each processor each stays on its own: the kernel's balance hardly
- * counts threads of the class IDLE, and would leave two on one processor and none on the other. */
-static void stay(struct lr_worker *worker)
-{
-	struct lr_fill *fill = worker->fill;
-	uint32_t number = (uint32_t)(worker - fill->workers);
-	cpu_set_t own;
-
-	pthread_mutex_lock(&fill->lock);
-	worker->id = (int32_t)syscall(SYS_gettid);
-	pthread_mutex_unlock(&fill->lock);
-	if ((int)fill->worker_count < CPU_COUNT(&fill->processors))
-		return;
-	number %= (uint32_t)CPU_COUNT(&fill->processors);
-	CPU_ZERO(&own);
-	for (size_t i = 0; i < CPU_SETSIZE; i++)
-		if (CPU_ISSET(i, &fill->processors) && number-- == 0)
-			CPU_SET(i, &own);
-	sched_setaffinity(0, sizeof(own), &own);
-}
-
-/* There is nothing left to begin: who is still at work on a busy processor may come to this one. */
-static void let_others_move(struct lr_worker *worker)
-{
-	struct lr_fill *fill = worker->fill;
-
-	pthread_mutex_lock(&fill->lock);
-	worker->id = 0;
-	for (uint32_t i = 0; i < fill->worker_count; i++)
-		if (fill->workers[i].id)
-			sched_setaffinity(fill->workers[i].id, sizeof(fill->processors),
-					  &fill->processors);
-	pthread_mutex_unlock(&fill->lock);
-}
-
 static void *run(void *argument)
 {
 	struct lr_worker *worker = argument;
 	struct lr_fill *fill = worker->fill;
 
-	stay(worker);
+	lr_worker_stay(worker);
 	/* Beside a program it must never keep a fault waiting. */
 	if (!fill->is_awaited)
-		yield_to_all();
+		lr_worker_yield();
 	worker->feed.installs = fill->is_awaited;
 	fill_first(worker);
 	worker->feed.installs = false;
@@ -286,17 +256,17 @@ static void *run(void *argument)
 		set_state(&fill->first_state,
 			  atomic_load_explicit(&fill->code, memory_order_relaxed));
 	if (fill->is_awaited)
-		yield_to_all();
+		lr_worker_yield();
 	atomic_store_explicit(&fill->pager->is_filling, !fill->first_only && !is_over(fill),
 			      memory_order_relaxed);
 	if (!fill->first_only)
 		fill_chunks(worker);
-	let_others_move(worker);
+	lr_worker_let_others_move(worker);
 	for (uint32_t i = 0; i < LR_FILL_STAGES; i++)
 		lr_stage_close(&worker->stages[i]);
 	if (leave(&fill->left)) {
 		atomic_store_explicit(&fill->pager->is_filling, false, memory_order_relaxed);
-		end(fill);
+		end(worker);
 	}
 	return NULL;
 }

@@ -56,6 +56,11 @@ struct lr_fill {
 int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 		  const struct lr_fill_options *options,
 		  int (*release)(struct lr_loader *loader, struct lr_job *job));
+/* worker.c. For the calling worker: the lowest priority; a processor of its own; an end. */
+void lr_worker_yield(void);
+void lr_worker_stay(struct lr_worker *worker);
+void lr_worker_let_others_move(struct lr_worker *worker);
+
 /* As lr_session_wait, for one of its states. */
 int lr_fill_wait(_Atomic uint32_t *state, int64_t timeout_ns);
 /* End it where it is. */

@@ -114,6 +114,32 @@ static void moves_zeros_along(void)
 	tear_down();
 }
 
+/* A region that stays registered has its zeros too, or system calls on it may fail. */
+static void brings_zeros_where_it_stays_registered(void)
+{
+	struct lr_session_options options = {.privilege = LR_PRIVILEGE_AUTO};
+	struct lr_problem problem;
+	char pattern[LENGTH / PAGE + 1] = {0};
+	void *mapped;
+	int code;
+
+	memset(pattern, 'z', LENGTH / PAGE);
+	memset(pattern, 'd', 600);
+	make_image(pattern);
+	code = lr_session_open(opened, &options, &session, &problem);
+	if (code == LR_ERR_PERMISSION || code == LR_ERR_UNSUPPORTED)
+		SKIP("no userfaultfd here: %s", strerror(problem.os_error));
+	CHECK_EQ(code, LR_OK);
+	CHECK_EQ(lr_session_map(session, 0, &mapped, NULL), LR_OK);
+	memory = mapped;
+	fill(NULL);
+	check_all();
+	CHECK_EQ(faults(), 0);
+	lr_session_close(session);
+	lr_image_close(opened);
+	image_fini(&image);
+}
+
 static void leaves_sparse_data_small(void)
 {
 	struct lr_session_stats stats;
@@ -200,6 +226,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE(copies_without_move),
 	CHECK_CASE(brings_all_without_huge_pages),
 	CHECK_CASE(moves_zeros_along),
+	CHECK_CASE(brings_zeros_where_it_stays_registered),
 	CHECK_CASE(leaves_sparse_data_small),
 	CHECK_CASE(keeps_what_was_written),
 	CHECK_CASE(brings_nothing_that_was_given_up),
