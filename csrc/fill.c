@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,6 +21,17 @@
 /* How often, and after how long, a range is tried to be given back. */
 #define RELEASE_TRIES    100
 #define RELEASE_PAUSE_NS 2000000
+
+/* Only what nobody else wants of the processors and of the disk. */
+static void yield_to_all(void)
+{
+	struct sched_param none = {0};
+
+	if (sched_setscheduler(0, SCHED_IDLE, &none) < 0)
+		setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
+	/* ioprio_set(IOPRIO_WHO_PROCESS, this thread, IOPRIO_CLASS_IDLE), which has no header. */
+	syscall(SYS_ioprio_set, 1, 0, 3 << 13);
+}
 
 /* A failure that says something of one cluster, which is fenced, or of one region, which was
  * closed: the rest goes on. */
@@ -245,10 +257,9 @@ static void *run(void *argument)
 	struct lr_worker *worker = argument;
 	struct lr_fill *fill = worker->fill;
 
-	lr_worker_stay(worker);
 	/* Beside a program it must never keep a fault waiting. */
 	if (!fill->is_awaited)
-		lr_worker_yield();
+		yield_to_all();
 	worker->feed.installs = fill->is_awaited;
 	fill_first(worker);
 	worker->feed.installs = false;
@@ -256,12 +267,11 @@ static void *run(void *argument)
 		set_state(&fill->first_state,
 			  atomic_load_explicit(&fill->code, memory_order_relaxed));
 	if (fill->is_awaited)
-		lr_worker_yield();
+		yield_to_all();
 	atomic_store_explicit(&fill->pager->is_filling, !fill->first_only && !is_over(fill),
 			      memory_order_relaxed);
 	if (!fill->first_only)
 		fill_chunks(worker);
-	lr_worker_let_others_move(worker);
 	for (uint32_t i = 0; i < LR_FILL_STAGES; i++)
 		lr_stage_close(&worker->stages[i]);
 	if (leave(&fill->left)) {
@@ -284,14 +294,13 @@ static int start_thread(struct lr_worker *worker)
 /* ---- The beginning ---- */
 
 /* As many as are wanted, and of use. */
-static uint32_t count_workers(struct lr_fill *fill, const struct lr_fill_options *options)
+static uint32_t count_workers(const struct lr_fill *fill, const struct lr_fill_options *options)
 {
 	uint64_t wanted = options ? options->threads : 0, use = fill->first.count / FIRST_STEP + 1;
+	cpu_set_t processors;
 
-	CPU_ZERO(&fill->processors);
-	sched_getaffinity(0, sizeof(fill->processors), &fill->processors);
-	if (wanted == 0)
-		wanted = (uint64_t)CPU_COUNT(&fill->processors);
+	if (wanted == 0 && sched_getaffinity(0, sizeof(processors), &processors) == 0)
+		wanted = (uint64_t)CPU_COUNT(&processors);
 	if (!fill->first_only && use < fill->chunks.count)
 		use = fill->chunks.count;
 	if (wanted > use)
@@ -385,7 +394,6 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 	if (fill->is_started)
 		return LR_ERR_BUSY;
 	fill->pager = pager;
-	pthread_mutex_init(&fill->lock, NULL);
 	fill->release = release_range;
 	fill->first_only = options && options->first_only;
 	fill->is_awaited = options && options->is_awaited;

@@ -8,8 +8,6 @@
 #define LR_FILL_H
 
 #include "chunks.h"
-#include <sched.h>
-
 #include "feed.h"
 #include "first.h"
 #include "headroom.h"
@@ -20,7 +18,6 @@
 struct lr_worker {
 	struct lr_fill *fill;
 	pthread_t thread;
-	int32_t id;          /* of the thread; 0 when it ends; under `lock` */
 	struct lr_feed feed; /* whose decoder is for chunks too */
 	struct lr_stage stages[LR_FILL_STAGES];
 	struct lr_chunk chunks[LR_FILL_STAGES]; /* what they have */
@@ -37,8 +34,6 @@ struct lr_fill {
 	uint32_t worker_count;
 	uint32_t started_count; /* of them, threads */
 	struct lr_worker *workers;
-	cpu_set_t processors; /* that may be used */
-	pthread_mutex_t lock;
 	bool is_started;
 	bool first_only;
 	bool is_awaited;
@@ -56,11 +51,6 @@ struct lr_fill {
 int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 		  const struct lr_fill_options *options,
 		  int (*release)(struct lr_loader *loader, struct lr_job *job));
-/* worker.c. For the calling worker: the lowest priority; a processor of its own; an end. */
-void lr_worker_yield(void);
-void lr_worker_stay(struct lr_worker *worker);
-void lr_worker_let_others_move(struct lr_worker *worker);
-
 /* As lr_session_wait, for one of its states. */
 int lr_fill_wait(_Atomic uint32_t *state, int64_t timeout_ns);
 /* End it where it is. */
