@@ -96,7 +96,8 @@ static bool is_machine_busy(const struct lr_near *near, uint32_t own)
 	const char *at;
 
 	/* "0.00 0.01 0.05 2/345 6789": two can run, of 345. */
-	if (near->ignores_load || !read_text("/proc/loadavg", text, sizeof(text)))
+	if (atomic_load_explicit(&near->ignores_load, memory_order_relaxed)
+	    || !read_text("/proc/loadavg", text, sizeof(text)))
 		return false;
 	at = strchr(text, '/');
 	while (at && at > text && at[-1] != ' ')

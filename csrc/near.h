@@ -35,7 +35,7 @@ struct lr_near {
 	uint32_t processors;       /* of the machine */
 	cpu_set_t allowed;         /* to the pager's own thread */
 	bool was_lent;             /* so it is of the class IDLE now */
-	bool ignores_load;         /* for tests: may have the turn on a busy machine too */
+	_Atomic bool ignores_load; /* for tests: may have the turn on a busy machine too */
 	_Atomic bool is_unfit;     /* what it needs is not allowed here */
 	_Atomic bool is_stopping;  /* `turn` is waited on, and waked */
 	_Atomic uint32_t turn;     /* enum lr_near_turn */
