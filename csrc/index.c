@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "reserve.h"
 #include "span.h"
 
 _Static_assert(LR_PAGES_PER_CLUSTER_MAX / LR_PAGES_PER_WORD
@@ -43,12 +44,9 @@ int lr_index_cache_open(struct lr_index_cache *cache, const struct lr_index *ind
 
 	memset(cache, 0, sizeof(*cache));
 	cache->node_bytes = (leaf_bytes + 63u) & ~63u;
-	memory = mmap(NULL, cache_bytes(cache), PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (memory == MAP_FAILED)
+	memory = lr_reserve(cache_bytes(cache));
+	if (!memory)
 		return LR_ERR_NOMEM;
-	/* It is touched here and there: a huge page for each would be all of it. */
-	madvise(memory, cache_bytes(cache), MADV_NOHUGEPAGE);
 	cache->slots = memory;
 	cache->nodes = (uint8_t *)memory + LR_INDEX_CACHE_SLOTS * sizeof(struct lr_index_slot);
 	return LR_OK;

@@ -3,17 +3,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* Zeros that cost nothing until they are written; one touched state must not cost a huge page. */
-static void *reserve(uint64_t bytes)
-{
-	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	if (memory == MAP_FAILED)
-		return NULL;
-	madvise(memory, bytes, MADV_NOHUGEPAGE);
-	return memory;
-}
+#include "reserve.h"
 
 static uint64_t states_bytes(const struct lr_pageset *set)
 {
@@ -30,8 +20,8 @@ int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint32_t pages_pe
 	memset(set, 0, sizeof(*set));
 	set->clusters = clusters;
 	set->pages_per_cluster = pages_per_cluster ? pages_per_cluster : 1;
-	set->states = reserve(states_bytes(set));
-	set->settled = reserve(settled_bytes(set));
+	set->states = lr_reserve(states_bytes(set));
+	set->settled = lr_reserve(settled_bytes(set));
 	if (set->states && set->settled)
 		return LR_OK;
 	lr_pageset_close(set);

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "reserve.h"
 #include "stats.h"
 
 /* 256 MiB of addresses: a terabyte of clusters of 64 KiB. What is touched after so many is not in
@@ -19,25 +20,14 @@ static uint64_t bits_bytes(const struct lr_record *record)
 	return (record->clusters / 64 + 1) * 8;
 }
 
-static void *reserve(uint64_t bytes)
-{
-	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	if (memory == MAP_FAILED)
-		return NULL;
-	madvise(memory, bytes, MADV_NOHUGEPAGE);
-	return memory;
-}
-
 int lr_record_open(struct lr_record *record, uint64_t clusters)
 {
 	memset(record, 0, sizeof(*record));
 	record->clusters = clusters;
 	record->room = clusters < ITEMS_MAX ? clusters : ITEMS_MAX;
 	record->open_ns = lr_clock_ns();
-	record->items = reserve(items_bytes(record));
-	record->is_noted = reserve(bits_bytes(record));
+	record->items = lr_reserve(items_bytes(record));
+	record->is_noted = lr_reserve(bits_bytes(record));
 	if (record->items && record->is_noted)
 		return LR_OK;
 	lr_record_close(record);
