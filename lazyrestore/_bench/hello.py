@@ -10,6 +10,8 @@ from lazyrestore._native import check, ffi, lib, new_problem
 from lazyrestore.reports import Latency
 
 DEFAULT_PAGES = 100_000
+# A quarter of an hour, at 50 µs a page.
+PAGES_MAX = 1 << 24
 _TURNS = 10
 _MOST_PAGES_AT_ONCE = 20_000  # each needs memory of its own until its turn is over
 

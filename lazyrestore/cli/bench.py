@@ -163,6 +163,8 @@ def _show_hello(pages: int | None, raw: str | None, plot: str | None, *, json: b
         _check_plot(plot)
     from lazyrestore._bench import hello
 
+    if pages is not None and pages > hello.PAGES_MAX:
+        raise UsageError(f"--pages is {pages}: it can be up to {hello.PAGES_MAX}")
     if raw is None:
         report, _ = hello.run(pages or hello.DEFAULT_PAGES)
     else:

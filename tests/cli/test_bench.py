@@ -78,6 +78,7 @@ def test_hello_where_the_file_cannot_be_written(tmp_path: Path) -> None:
         (["hello", "--quick"], ["--quick"]),
         (["hello", "--repeat", "2"], ["--repeat"]),
         (["hello", "--pages", "0"], ["from 1 on"]),
+        (["hello", "--pages", "99999999999999"], ["--pages", "16777216"]),
         (["image.lzr", "--pages", "5"], ["--pages"]),
         (["image.lzr", "--raw", "file"], ["--raw"]),
         (["hello", "--plot", "picture.jpg"], [".png", ".svg"]),
