@@ -151,8 +151,7 @@ static int install(struct lr_inline *in_thread, struct lr_pool_slot *slot, struc
 	if (lr_target_find(target, page, &piece)
 	    && lr_range_state(piece.range) == LR_RANGE_ACTIVE) {
 		uint64_t cluster =
-			lr_target_page(target, piece.range, piece.offset + (page - piece.start))
-			/ target->clusters.pages_per_cluster;
+			lr_target_cluster(target, piece.range, piece.offset + (page - piece.start));
 		bool was_fenced = lr_pageset_get(&target->clusters, cluster) == LR_STATE_FENCED;
 
 		code = lr_pager_serve_piece(pager, &slot->hands, fault, &piece, &outcome);

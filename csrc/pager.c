@@ -94,8 +94,7 @@ static bool serve_from_job(struct lr_pager *pager, const struct lr_waiting *faul
 	outcome.touched_ns = lr_clock_ns();
 	if (loader->target->record)
 		lr_record_note(loader->target->record,
-			       lr_target_page(loader->target, piece->range, offset)
-				       / loader->target->clusters.pages_per_cluster);
+			       lr_target_cluster(loader->target, piece->range, offset));
 	loader->faults += !fault->is_counted;
 	lr_histogram_add(&loader->service, outcome.touched_ns - fault->read_ns);
 	trace_fault(pager, fault, piece->range, offset, &outcome);

@@ -12,14 +12,14 @@ static uint64_t states_bytes(const struct lr_pageset *set)
 
 static uint64_t settled_bytes(const struct lr_pageset *set)
 {
-	return (set->clusters * set->pages_per_cluster / 64 + 1) * 8;
+	return (set->pages / 64 + 1) * 8;
 }
 
-int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint32_t pages_per_cluster)
+int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages)
 {
 	memset(set, 0, sizeof(*set));
 	set->clusters = clusters;
-	set->pages_per_cluster = pages_per_cluster ? pages_per_cluster : 1;
+	set->pages = pages;
 	set->states = lr_reserve(states_bytes(set));
 	set->settled = lr_reserve(settled_bytes(set));
 	if (set->states && set->settled)
@@ -63,14 +63,6 @@ uint64_t lr_pageset_next(const struct lr_pageset *set, uint64_t page, uint64_t e
 	return end;
 }
 
-/* The cluster's state after some of its pages were settled. Whether they were the last, only the
- * fault or load that needs it finds out: a fenced cluster's stay what they are. */
-static void note_partly(struct lr_pageset *set, uint64_t cluster)
-{
-	if (lr_pageset_get(set, cluster) == LR_STATE_MISSING)
-		lr_pageset_put(set, cluster, LR_STATE_PARTLY);
-}
-
 void lr_pageset_settle(struct lr_pageset *set, uint64_t first_page, uint64_t pages)
 {
 	uint64_t end = first_page + pages;
@@ -88,7 +80,4 @@ void lr_pageset_settle(struct lr_pageset *set, uint64_t first_page, uint64_t pag
 				      memory_order_relaxed);
 		page = stop;
 	}
-	for (uint64_t cluster = first_page / set->pages_per_cluster;
-	     pages && cluster <= (end - 1) / set->pages_per_cluster; cluster++)
-		note_partly(set, cluster);
 }

@@ -18,8 +18,7 @@
 #include "error.h"
 
 enum lr_cluster_state {
-	LR_STATE_MISSING = 0, /* none of its pages is settled */
-	LR_STATE_PARTLY = 1,
+	LR_STATE_MISSING = 0, /* as far as its pages are not settled */
 	LR_STATE_SETTLED = 2, /* all of them are */
 	LR_STATE_FENCED = 3,  /* could not be loaded: what is not settled cannot be touched */
 };
@@ -28,13 +27,13 @@ struct lr_pageset {
 	_Atomic uint8_t *states;   /* one a cluster */
 	_Atomic uint64_t *settled; /* a bit a page */
 	uint64_t clusters;
-	uint32_t pages_per_cluster; /* of the host: a power of two */
+	uint64_t pages; /* of the host, which may be smaller or larger than a cluster */
 };
 
-int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint32_t pages_per_cluster);
+int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages);
 void lr_pageset_close(struct lr_pageset *set);
 
-/* Pages count through all clusters: page p of cluster c is c × pages_per_cluster + p. */
+/* Pages count through all ranges: lr_target_page. */
 void lr_pageset_settle(struct lr_pageset *set, uint64_t first_page, uint64_t pages);
 /* The first page of [page, end) that is settled (or that is not); `end` where there is none. */
 uint64_t lr_pageset_next(const struct lr_pageset *set, uint64_t page, uint64_t end,

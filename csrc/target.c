@@ -12,9 +12,34 @@
 /* Of 50 microseconds, and the timer's slack. */
 #define SETTLE_TRIES 200
 
+/* Those of a region. Smaller ones than clusters count through its clusters, as these do through the
+ * image: the last cluster's, too, are all there. */
+static uint64_t pages_of(const struct lr_image *image, const struct lr_region_info *region,
+			 uint32_t host_page)
+{
+	uint32_t cluster_size = image->info.cluster_size;
+
+	if (host_page <= cluster_size)
+		return region->cluster_count * (cluster_size / host_page);
+	return region->length / host_page + (region->length % host_page != 0);
+}
+
+uint64_t lr_target_pages(const struct lr_image *image, uint32_t host_page)
+{
+	struct lr_region_info region;
+	uint64_t pages = 0;
+
+	for (uint32_t i = 0; i < image->info.region_count; i++) {
+		lr_image_get_region(image, i, &region);
+		pages += pages_of(image, &region, host_page);
+	}
+	return pages;
+}
+
 int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page)
 {
 	uint32_t count = image->info.region_count;
+	uint64_t pages = 0;
 	int code;
 
 	memset(target, 0, sizeof(*target));
@@ -25,7 +50,7 @@ int lr_target_open(struct lr_target *target, const struct lr_image *image, uint3
 	target->ranges = calloc(count ? count : 1, sizeof(*target->ranges));
 	target->errors = calloc(LR_ERRORS_KEPT, sizeof(*target->errors));
 	code = lr_pageset_open(&target->clusters, image->info.cluster_count,
-			       image->info.cluster_size / target->host_page);
+			       lr_target_pages(image, target->host_page));
 	if (code == LR_OK)
 		code = lr_pieces_open(target);
 	if (code == LR_OK && (!target->ranges || !target->errors))
@@ -35,8 +60,12 @@ int lr_target_open(struct lr_target *target, const struct lr_image *image, uint3
 		return code;
 	}
 	for (uint32_t i = 0; i < count; i++) {
-		target->ranges[i].number = i;
-		lr_image_get_region(image, i, &target->ranges[i].region);
+		struct lr_range *range = &target->ranges[i];
+
+		range->number = i;
+		lr_image_get_region(image, i, &range->region);
+		range->first_page = pages;
+		pages += pages_of(image, &range->region, target->host_page);
 	}
 	return LR_OK;
 }
@@ -233,7 +262,8 @@ bool lr_target_is_settled(const struct lr_target *target, const struct lr_range 
 	uint64_t cluster_size = target->image->info.cluster_size;
 	uint64_t begin = (cluster - range->region.first_cluster) * cluster_size;
 	uint64_t end = begin + cluster_size < range->bytes ? begin + cluster_size : range->bytes;
-	uint64_t last = lr_target_page(target, range, end);
+	/* Past the page that the cluster ends in, where pages are larger. */
+	uint64_t last = lr_target_page(target, range, end + target->host_page - 1);
 
 	/* Relaxed: it only saves work. */
 	return atomic_load_explicit(&range->is_unmapped, memory_order_relaxed)

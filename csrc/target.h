@@ -35,6 +35,7 @@ struct lr_range {
 	uint32_t number;          /* of the region in the image */
 	uint64_t start;           /* address where it was attached */
 	uint64_t bytes;           /* whole host pages */
+	uint64_t first_page;      /* its first host page's number, counted through all ranges */
 	bool is_owned;            /* mapped by the session, which unmaps it */
 	_Atomic bool is_unmapped; /* all of it, in one piece: there is nothing to load */
 	bool is_entered;          /* it may have pieces; under the target's lock */
@@ -101,7 +102,7 @@ struct lr_target {
 	struct lr_load_error *errors; /* the first LR_ERRORS_KEPT */
 };
 
-/* host_page: 0 for this machine's. */
+/* host_page: 0 for this machine's. It may be larger than a cluster: huge.h. */
 int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page);
 void lr_target_close(struct lr_target *target);
 
@@ -131,12 +132,21 @@ void lr_target_settle_down(const struct lr_target *target, uint64_t page);
 bool lr_target_is_settled(const struct lr_target *target, const struct lr_range *range,
 			  uint64_t cluster);
 
-/* Number of a page, counted through all clusters. */
+/* How many host pages the regions of an image take, each begun anew. */
+uint64_t lr_target_pages(const struct lr_image *image, uint32_t host_page);
+
+/* Number of the host page that has `offset` of a range, counted through all ranges. */
 static inline uint64_t lr_target_page(const struct lr_target *target, const struct lr_range *range,
 				      uint64_t offset)
 {
-	return range->region.first_cluster * target->clusters.pages_per_cluster
-	       + offset / target->host_page;
+	return range->first_page + offset / target->host_page;
+}
+
+/* Number of the cluster that has it. */
+static inline uint64_t lr_target_cluster(const struct lr_target *target,
+					 const struct lr_range *range, uint64_t offset)
+{
+	return range->region.first_cluster + offset / target->image->info.cluster_size;
 }
 
 static inline enum lr_range_state lr_range_state(const struct lr_range *range)
