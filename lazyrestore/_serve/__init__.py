@@ -1,0 +1,10 @@
+"""Serving other processes: `lazyrestore serve`.
+
+    service.py     the service: an asyncio loop; who is admitted, what is refused, what ends when
+    connection.py  a connection until its handshake is whole
+    handshake.py   Firecracker's handshake: from text to ranges (pure functions)
+    peer.py        a process that is served: its descriptors, its C session, its end
+    images.py      the images that are served, and what is loaded first of them
+
+Faults are served by a C thread for each peer; nothing here runs between a touch and its page.
+"""

@@ -1,0 +1,356 @@
+"""A process that is served: its descriptors, its C session, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lazyrestore._core import Core, PeerServing, new_state
+
+from .connection import close_socket
+from .handshake import Range, Refusal
+
+if TYPE_CHECKING:
+    from lazyrestore._native import CData
+    from lazyrestore._open import Image
+    from lazyrestore._workingset import WorkingSet
+    from lazyrestore.reports import LoadError
+
+    from .images import Plan
+
+SO_PEERPIDFD = 77  # Linux 6.5
+_UFFDIO_ZEROPAGE = 0xC020AA04
+_ZEROPAGE = struct.Struct("QQQq")
+_NOWHERE = 0x7FFF_FFFF_0000  # an address of a process's that is not mapped, as good as always
+
+Record = dict[str, object]
+
+
+@dataclass
+class PeerFds:
+    """What a peer owns; closed with it.
+
+    Attributes:
+        uffd: its userfaultfd.
+        socket: its connection, or None where it has closed it.
+        pidfd: of its process, or None where that cannot be seen from here.
+        state: the memory file in which its session keeps what is known of its pages.
+    """
+
+    uffd: int
+    socket: socket.socket | None
+    pidfd: int | None
+    state: int
+
+    def by_role(self) -> dict[str, int]:
+        """Numbers by what they are for, for whoever keeps copies of them."""
+        found = {"userfaultfd": self.uffd, "state": self.state}
+        if self.socket is not None:
+            found["socket"] = self.socket.fileno()
+        if self.pidfd is not None:
+            found["pidfd"] = self.pidfd
+        return found
+
+    def close(self) -> None:
+        """Close all of them."""
+        if self.socket is not None:
+            close_socket(self.socket)
+        for fd in (self.uffd, self.state, self.pidfd):
+            if fd is not None and fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        self.socket, self.pidfd, self.uffd, self.state = None, None, -1, -1
+
+
+@dataclass
+class Peer:
+    """Somebody who is served, or is about to be.
+
+    Its methods may be called from any thread, but for `start` and `close`: those belong to the
+    service. What asks the C session (`stats`, `errors`...) may have to wait until a page that is
+    being loaded is there: not for the loop's thread.
+
+    Attributes:
+        id: its number.
+        pid, uid: its process and user; pid 0: not visible from here.
+        path: of the socket that it came to.
+        protocol: "firecracker", "nydus" or "attach".
+        image: what it is served from; kept open.
+        ranges: where what of the image lies in its memory.
+        page_size: of its memory there, in bytes.
+        since: when it connected, time.time().
+        fds: its descriptors.
+        event_fd: becomes readable when a load failed, a fill ended, or its memory is gone.
+        core: its C session; None: not served yet, or not any more.
+        working_set: what was loaded first, or None.
+        is_complete: whether everything has been loaded.
+    """
+
+    id: int
+    pid: int
+    uid: int
+    path: str
+    protocol: str
+    image: Image
+    ranges: Sequence[Range]
+    page_size: int
+    since: float
+    fds: PeerFds
+    event_fd: int = -1
+    core: Core | None = None
+    working_set: WorkingSet | None = None
+    is_complete: bool = False
+    known_errors: int = 0
+    _users: int = 0
+    _is_filling: bool = False
+    _is_ending: bool = False
+    _idle: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def total_bytes(self) -> int:
+        """Length of its ranges."""
+        return sum(piece.bytes for piece in self.ranges)
+
+    def record(self) -> Record:
+        """What another process needs beside the descriptors to serve it: JSON can say it."""
+        return {
+            "id": self.id,
+            "pid": self.pid,
+            "uid": self.uid,
+            "path": self.path,
+            "protocol": self.protocol,
+            "image": os.path.abspath(self.image.path),
+            "digest": self.image.digest,
+            "ranges": [[one.address, one.bytes, one.offset, one.region] for one in self.ranges],
+            "page_size": self.page_size,
+            "since": self.since,
+        }
+
+    @classmethod
+    def from_record(
+        cls, record: Mapping[str, object], fds: PeerFds, open_image: Callable[[str, str], Image]
+    ) -> Peer:
+        """What `record` was made of, with an image that `open_image(path, digest)` opens.
+
+        Raises:
+            ValueError: it is not such a record.
+            OSError, ImageError: the image cannot be opened, or is another one by now.
+        """
+
+        def get(key: str, kind: type) -> object:
+            value = record.get(key)
+            if type(value) is not kind:
+                raise ValueError(f"a peer's record has {value!r:.40} for {key}")
+            return value
+
+        def number(key: str) -> int:
+            return int(str(get(key, int)))
+
+        found = get("ranges", list)
+        assert isinstance(found, list)
+        since = record.get("since")
+        return cls(
+            id=number("id"),
+            pid=number("pid"),
+            uid=number("uid"),
+            path=str(get("path", str)),
+            protocol=str(get("protocol", str)),
+            image=open_image(str(get("image", str)), str(get("digest", str))),
+            ranges=tuple(Range(*map(int, one)) for one in found),
+            page_size=number("page_size"),
+            since=float(since) if isinstance(since, (int, float)) else 0.0,
+            fds=fds,
+        )
+
+    def prepare(self) -> None:
+        """Make the state and what tells of events: all that may fail before it is served.
+
+        Raises:
+            KernelError, MemoryError: no memory or no descriptors are left.
+        """
+        if self.fds.state < 0:
+            self.fds.state = new_state(self.image, self.page_size)
+        if self.event_fd < 0:
+            self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def start(self, plan: Plan, on_error: str, first: WorkingSet | None) -> None:
+        """Serve: from now on its faults are answered, those that wait already too.
+
+        Args:
+            plan: what is loaded ahead, and whether touches are recorded.
+            on_error: "hold" or "fence"; see `PeerServing`.
+            first: the working set.
+
+        Raises:
+            ValueError: its ranges, its userfaultfd or its state are not what can be served.
+            LazyRestoreError: the kernel refuses.
+        """
+        serving = PeerServing(
+            uffd=self.fds.uffd,
+            state=self.fds.state,
+            pid=self.pid,
+            event_fd=self.event_fd,
+            page_size=self.page_size,
+            on_error=on_error,
+            granularity=plan.granularity,
+            record=plan.record is not None,
+            ranges=[(one.address, one.bytes, one.offset, one.region) for one in self.ranges],
+        )
+        core = Core.serve(self.image, serving)
+        if first is not None or plan.prefetch == "all":
+            core.fill(first)
+            self._is_filling = True
+        self.working_set = first
+        self.core = core
+
+    @contextlib.contextmanager
+    def using_core(self) -> Iterator[Core | None]:
+        """The C session, which is not closed meanwhile; None: there is none."""
+        with self._idle:
+            core = None if self._is_ending else self.core
+            self._users += 1
+        try:
+            yield core
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
+
+    def fill(self) -> None:
+        """Load everything that is missing, in the background, unless that goes on already."""
+        with self.using_core() as core:
+            if core is not None and not self._is_filling:
+                self._is_filling = True
+                core.fill()
+
+    def retry(self) -> None:
+        """Have what could not be loaded tried again."""
+        with self.using_core() as core:
+            if core is not None:
+                core.retry()
+
+    def stats(self) -> CData | None:
+        """A `struct lr_session_stats *`; None: it is not served."""
+        with self.using_core() as core:
+            return None if core is None else core.stats()
+
+    def missing_bytes(self) -> int:
+        """How much of its memory it could still have to wait for; 0 where it is not served."""
+        stats = self.stats()
+        return 0 if stats is None else int(stats.pages_missing) * os.sysconf("SC_PAGESIZE")
+
+    def errors(self) -> list[LoadError]:
+        """What could not be loaded, oldest first; the first 1024."""
+        with self.using_core() as core:
+            return [] if core is None else core.errors()
+
+    def kill(self) -> None:
+        """End the process, by its pidfd: it can be no other.
+
+        Raises:
+            OSError: it cannot be ended from here.
+        """
+        if self.fds.pidfd is None:
+            raise ProcessLookupError(errno.ESRCH, "its process cannot be seen from here")
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.fds.pidfd, signal.SIGKILL)
+
+    def is_over(self) -> bool:
+        """Whether its process has ended, or its memory is gone."""
+        if self.fds.pidfd is not None:
+            poll = select.poll()
+            poll.register(self.fds.pidfd, select.POLLIN)
+            return bool(poll.poll(0))
+        return is_memory_gone(self.fds.uffd)
+
+    def end_serving(self) -> None:
+        """Stop serving; blocks until the C threads have ended. Nothing is fenced or waked."""
+        with self._idle:
+            self._is_ending = True
+            while self._users:
+                self._idle.wait()
+            core, self.core = self.core, None
+        if core is not None:
+            core.close()
+
+    def close(self) -> None:
+        """Stop serving and close all descriptors; blocks as `end_serving` does."""
+        self.end_serving()
+        self.fds.close()
+        if self.event_fd >= 0:
+            os.close(self.event_fd)
+            self.event_fd = -1
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.id}: pid {self.pid}, {self.protocol}>"
+
+
+def open_pidfd(sock: socket.socket, pid: int, accepted_s: float) -> int | None:
+    """A pidfd of who connected, or None where the kernel has no way to be sure whose it is.
+
+    Args:
+        sock: the connection.
+        pid: of SO_PEERCRED.
+        accepted_s: when it was accepted, in seconds since the boot (CLOCK_BOOTTIME).
+
+    Raises:
+        Refusal: the process has ended.
+    """
+    try:
+        found = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+        os.set_inheritable(found, False)
+        return found
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENODATA):
+            raise Refusal("gone", "its process has ended") from None
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    return _open_pidfd_by_number(pid, accepted_s)
+
+
+def _open_pidfd_by_number(pid: int, accepted_s: float) -> int | None:
+    """Before Linux 6.5: of a number, which another process can have got in the meantime."""
+    if pid <= 0:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise Refusal("gone", "its process has ended") from None
+    started_s = _started(pid)
+    if started_s is None or started_s > accepted_s:
+        os.close(pidfd)
+        raise Refusal("gone", "its process has ended, and another one has its number")
+    return pidfd
+
+
+def _started(pid: int) -> float | None:
+    """When a process began, in seconds since the boot; None: there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def is_memory_gone(uffd: int) -> bool:
+    """Whether the memory that a userfaultfd belongs to is gone: for peers without a pidfd.
+
+    Asks for a page where nothing is mapped, which the kernel refuses in words that tell.
+    """
+    request = bytearray(_ZEROPAGE.pack(_NOWHERE, os.sysconf("SC_PAGESIZE"), 0, 0))
+    try:
+        fcntl.ioctl(uffd, _UFFDIO_ZEROPAGE, request)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False

@@ -1,0 +1,501 @@
+"""The service: who is admitted, who is served, and what ends when.
+
+    service = Service(options, images, emit=events.emit)
+    service.add_listener(listener)
+    service.start()                  # within a running asyncio loop
+    await service.ended.wait()
+
+Each connection is a task until its handshake is whole; then it is a `Peer`, whose faults a C thread
+serves, and of which the loop hears only when a load failed, a fill ended, or the peer did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+import resource
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from lazyrestore.errors import LazyRestoreError
+
+from .connection import (
+    ATTACH_MAGIC,
+    HANDSHAKE_S,
+    Connection,
+    Edges,
+    choose_uffd,
+    close_foreign,
+    refusal_bytes,
+)
+from .handshake import Refusal, page_size_of, parse_json, parse_regions, place
+from .images import Images, choose_working_set
+from .peer import Peer, PeerFds, Record, open_pidfd
+from .recordings import Recordings
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from lazyrestore._open import Image
+    from lazyrestore._workingset import WorkingSet
+
+    from .options import ServeOptions
+
+CONNECTIONS_MAX = 1024
+"""Connections whose handshake is not whole; more are refused."""
+PEERS_MAX = 1000
+_ACCEPT_AT_ONCE = 64
+_ACCEPT_AGAIN_S = 0.2
+_FDS_OF_A_PEER = 12
+_SPARE_FDS = 64
+_THREADS = 32
+
+_T = TypeVar("_T")
+Request = Callable[[Connection, dict[str, object]], Awaitable[None]]
+Emit = Callable[..., None]
+
+
+class Listener(Protocol):
+    """A socket that listens, and its path."""
+
+    @property
+    def sock(self) -> socket.socket: ...
+    @property
+    def path(self) -> str: ...
+
+
+class Ledger(Protocol):
+    """Who is told of all that must outlive this process, before anything is done with it.
+
+    Its descriptors are lent: they stay open until `gone`.
+    """
+
+    def accepted(self, key: str, fd: int) -> None:
+        """Somebody has connected."""
+
+    def peer(self, key: str, record: Record, fds: dict[str, int]) -> None:
+        """Somebody is about to be served, or has changed: `Peer.record`, `PeerFds.by_role`."""
+
+    def image(self, path: str, digest: str) -> None:
+        """An image that somebody is about to be served from."""
+
+    def gone(self, key: str) -> None:
+        """A connection or a peer has ended; before its descriptors are closed."""
+
+
+class NoLedger:
+    """For a service without a keeper."""
+
+    def accepted(self, key: str, fd: int) -> None: ...
+    def peer(self, key: str, record: Record, fds: dict[str, int]) -> None: ...
+    def image(self, path: str, digest: str) -> None: ...
+    def gone(self, key: str) -> None: ...
+
+
+class Service:
+    """Admits peers and serves them until they end. Belongs to the thread of its loop.
+
+    Attributes:
+        options: what was asked for.
+        images: what is served.
+        emit: `emit(name, **fields)`: is told of everything that happens.
+        ledger: see `Ledger`.
+        listeners: by their paths.
+        connections: whose handshake is not whole, by number.
+        peers: who is served, by number.
+        requests: what {"type": NAME} does, for the service's own user and root.
+        refused: how many were refused, by the reason's code.
+        admits: whether anybody is admitted; see `stop_admitting`.
+        ended: set when the service is to end; by whoever decides that.
+        since: when it began, time.time().
+        admitted: how many peers were served so far.
+    """
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        images: Images,
+        *,
+        emit: Emit,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.options = options
+        self.images = images
+        self.emit = emit
+        self.ledger: Ledger = NoLedger() if ledger is None else ledger
+        self.listeners: dict[str, Listener] = {}
+        self.connections: dict[int, Connection] = {}
+        self.peers: dict[int, Peer] = {}
+        self.requests: dict[str, Request] = {}
+        self.refused: Counter[str] = Counter()
+        self.admits = True
+        self.ended = asyncio.Event()
+        self.since = time.time()
+        self.admitted = 0
+        self.numbers = itertools.count(1)
+        self.recordings = Recordings(options.record)
+        self.executor = ThreadPoolExecutor(_THREADS, "lazyrestore-serve")
+        self.peers_max = PEERS_MAX
+        self.connections_max = CONNECTIONS_MAX
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_accepting = False
+        self._watch = Watch(self)
+        self._sets: dict[int, tuple[Image, WorkingSet | None]] = {}
+
+    def start(self) -> None:
+        """Begin to accept; within the loop."""
+        self.loop = asyncio.get_running_loop()
+        self._edges = Edges(self.loop)
+        limit = raise_descriptor_limit()
+        room = max(limit - _SPARE_FDS, 16)
+        self.peers_max = min(PEERS_MAX, room // (_FDS_OF_A_PEER + 4))
+        self.connections_max = min(CONNECTIONS_MAX, max(8, room // 8))
+        self._is_accepting = True
+        for listener in self.listeners.values():
+            self._listen(listener)
+
+    def add_listener(self, listener: Listener) -> None:
+        """Accept from one more socket."""
+        self.listeners[listener.path] = listener
+        if self._is_accepting:
+            self._listen(listener)
+        self.emit("listening", socket=listener.path)
+
+    def remove_listener(self, path: str) -> Listener:
+        """Accept from a socket no more; whoever wants to closes it."""
+        listener = self.listeners.pop(path)
+        if self._is_accepting:
+            self.loop.remove_reader(listener.sock.fileno())
+        return listener
+
+    def stop_admitting(self) -> None:
+        """Refuse whoever comes from now on; peers are served on. Listeners stay open."""
+        self.admits = False
+
+    # Accepting.
+
+    def _listen(self, listener: Listener) -> None:
+        listener.sock.setblocking(False)
+        self.loop.add_reader(listener.sock.fileno(), self._accept, listener)
+
+    def _accept(self, listener: Listener) -> None:
+        for _ in range(_ACCEPT_AT_ONCE):
+            try:
+                sock, _ = listener.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.ECONNABORTED, errno.EINTR, errno.EPROTO):
+                    continue
+                self._pause(error)
+                return
+            self.adopt_connection(sock, listener.path)
+
+    def _pause(self, error: OSError) -> None:
+        """Nothing can be accepted now: whoever wants to connect waits in the socket's queue."""
+        self.emit("error", reason=f"cannot accept: {os.strerror(error.errno or 0)}: it is tried on")
+        self._is_accepting = False
+        for listener in self.listeners.values():
+            self.loop.remove_reader(listener.sock.fileno())
+        self.loop.call_later(_ACCEPT_AGAIN_S, self._resume)
+
+    def _resume(self) -> None:
+        self._is_accepting = True
+        for listener in self.listeners.values():
+            self._listen(listener)
+
+    def adopt_connection(
+        self, sock: socket.socket, path: str, number: int | None = None
+    ) -> Connection | None:
+        """Begin with somebody who has connected, here or to a predecessor, and sent nothing that
+        was taken out of the socket yet. None: it has been refused.
+        """
+        number = next(self.numbers) if number is None else number
+        try:
+            connection = Connection(number, sock, path, self._edges)
+        except OSError as error:
+            sock.close()
+            self.emit("error", reason=f"a connection ended at once: {error}")
+            return None
+        self.connections[number] = connection
+        self.emit("connected", peer=number, pid=connection.pid, uid=connection.uid, socket=path)
+        try:
+            self._check_welcome(connection)
+            self.ledger.accepted(str(number), sock.fileno())
+        except Refusal as refusal:
+            self._refuse(connection, refusal)
+            return None
+        self.spawn(self._converse(connection))
+        return connection
+
+    def _check_welcome(self, connection: Connection) -> None:
+        known = {os.geteuid(), 0, *self.options.allow_uids}
+        if connection.uid not in known:
+            raise Refusal(
+                "user", f"user {connection.uid} is not admitted: --allow-uid {connection.uid} would"
+            )
+        if len(self.connections) > self.connections_max:
+            raise Refusal(
+                "busy", f"{self.connections_max} others have connected and not said what they want"
+            )
+
+    def spawn(self, work: Coroutine[object, object, None]) -> None:
+        """Run a task, and hold it until it is done."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
+        """Have another thread do what may block."""
+        return await self.loop.run_in_executor(self.executor, call, *arguments)
+
+    # Talking.
+
+    async def _converse(self, connection: Connection) -> None:
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                await self._hear(connection)
+        except Refusal as refusal:
+            self._refuse(connection, refusal)
+        except TimeoutError:
+            late = f"its handshake was not whole after {HANDSHAKE_S:g} s"
+            self._refuse(connection, Refusal("timeout", late))
+        except (LazyRestoreError, OSError, ValueError, MemoryError) as error:
+            self._refuse(connection, Refusal("failed", str(error) or type(error).__name__))
+        except asyncio.CancelledError:
+            self._forget(connection)
+            raise
+        except BaseException as error:
+            self._refuse(connection, Refusal("failed", f"this should not happen: {error!r}"))
+            raise
+        else:
+            self._forget(connection)
+
+    async def _hear(self, connection: Connection) -> None:
+        first = await connection.first_bytes()
+        if not first:
+            return  # somebody looked whether we are there
+        if first == ATTACH_MAGIC:
+            connection.stop_peeking()
+            await self._attach(connection)
+            return
+        message = parse_json(await connection.message())
+        if isinstance(message, dict) and isinstance(kind := message.get("type"), str):
+            connection.stop_peeking()
+            await self._answer(connection, kind, message)
+            return
+        protocol = "nydus" if isinstance(message, dict) else "firecracker"
+        regions = parse_regions(message)
+        uffd = choose_uffd(connection.fds)
+        image, first_set = await self.image_for(connection.path)
+        ranges = place(regions, image.regions)
+        peer = Peer(
+            id=connection.id,
+            pid=connection.pid,
+            uid=connection.uid,
+            path=connection.path,
+            protocol=protocol,
+            image=image,
+            ranges=ranges,
+            page_size=page_size_of(regions),
+            since=connection.since,
+            fds=self.descriptors(connection, uffd),
+        )
+        self.admit(peer, connection, first_set)
+
+    async def _answer(self, connection: Connection, kind: str, message: dict[str, object]) -> None:
+        handler = self.requests.get(kind)
+        if handler is None:
+            raise Refusal("garbage", f"nothing is known of type {kind[:40]!r}")
+        if connection.uid not in (os.geteuid(), 0):
+            raise Refusal("user", f"only this service's own user may ask for {kind!r}")
+        await handler(connection, message)
+
+    async def _attach(self, connection: Connection) -> None:
+        """A C or Python program that maps an image's regions itself."""
+        from .attached import converse
+
+        await converse(self, connection)
+
+    async def image_for(self, path: str) -> tuple[Image, WorkingSet | None]:
+        """The image for who came to a socket, and what of it is loaded first."""
+        image = await self.in_thread(self.images.for_socket, path)
+        if (known := self._sets.get(id(image))) is not None:
+            return known
+        first, warning = await self.in_thread(choose_working_set, image, self.options.plan)
+        if warning is not None:
+            self.emit("error", reason=warning, image=image.path)
+        served = {id(peer.image) for peer in self.peers.values()}
+        self._sets = {key: value for key, value in self._sets.items() if key in served}
+        self._sets[id(image)] = image, first
+        return image, first
+
+    def descriptors(self, connection: Connection, uffd: int) -> PeerFds:
+        """A peer's descriptors, of a connection's, whose number `uffd` is the userfaultfd.
+
+        Raises:
+            Refusal: its process has ended, or could not be ended if that was needed.
+        """
+        boot_s = time.clock_gettime(time.CLOCK_BOOTTIME) - (time.time() - connection.since)
+        pidfd = open_pidfd(connection.socket, connection.pid, boot_s)
+        if self.options.on_error == "kill" and (why := cannot_end(pidfd)) is not None:
+            if pidfd is not None:
+                os.close(pidfd)
+            raise Refusal(
+                "kill",
+                f"it could not be ended if a page cannot be loaded: {why}: serve with --on-error"
+                " poison or log, or as root",
+            )
+        fds = connection.take_fds()
+        chosen = fds.pop(uffd)
+        close_foreign(fds)
+        return PeerFds(uffd=chosen, socket=connection.socket, pidfd=pidfd, state=-1)
+
+    # Serving.
+
+    def admit(self, peer: Peer, connection: Connection, first: WorkingSet | None) -> None:
+        """Serve who has finished a handshake; the connection becomes the peer's.
+
+        Raises:
+            Refusal, LazyRestoreError, ValueError, OSError: it cannot be served; all that it had is
+                closed.
+        """
+        try:
+            if not self.admits:
+                raise Refusal("ending", "this service is about to end")
+            if len(self.peers) >= self.peers_max:
+                raise Refusal("busy", f"{self.peers_max} are served already")
+            peer.prepare()
+            self.ledger.image(os.path.abspath(peer.image.path), peer.image.digest)
+            self.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
+            connection.take(len(connection.data))
+            self.emit("admitted", **describe(peer))
+            self._begin(peer, first)
+        except BaseException:
+            peer.fds.socket = None  # the connection's again, for a last word
+            peer.close()
+            raise
+        connection.detach()
+        self.connections.pop(connection.id, None)
+
+    async def adopt(self, record: Mapping[str, object], fds: PeerFds) -> Peer:
+        """Go on serving a peer of a predecessor's, by `Peer.record` and its descriptors.
+
+        Raises:
+            ValueError: it is no such record, or its descriptors are of no use.
+            OSError, ImageError: its image is not there any more.
+            ProcessError: it has ended.
+        """
+        peer = Peer.from_record(record, fds, self.images.open)
+        peer.prepare()
+        self._begin(peer, None)
+        return peer
+
+    def _begin(self, peer: Peer, first: WorkingSet | None) -> None:
+        peer.start(
+            self.options.plan, "fence" if self.options.on_error == "poison" else "hold", first
+        )
+        self.peers[peer.id] = peer
+        self.admitted += 1
+        self._watch.add(peer)
+        self.emit("serving", **describe(peer))
+
+    async def end_peer(self, peer: Peer, reason: str) -> None:
+        """Stop serving a peer, and free all that it had. Does nothing the second time."""
+        if self.peers.pop(peer.id, None) is None:
+            return
+        self._watch.remove(peer)
+        stats = await self.in_thread(peer.stats)
+        await self.in_thread(self.recordings.save, peer, self.emit)
+        self.ledger.gone(str(peer.id))
+        await self.in_thread(peer.close)
+        self.emit(
+            "gone",
+            **describe(peer),
+            reason=reason,
+            faults=0 if stats is None else int(stats.faults),
+            seconds=round(time.time() - peer.since, 3),
+        )
+
+    async def stop_serving(self) -> None:
+        """Stop serving everybody, for a successor: nothing is fenced, waked or closed."""
+        for peer in self.peers.values():
+            self._watch.remove(peer)
+        await asyncio.gather(*(self.in_thread(peer.end_serving) for peer in self.peers.values()))
+
+    async def close(self) -> None:
+        """End all that is left: connections, peers, threads. Peers that miss pages wait for good,
+        or for whoever has copies of their descriptors.
+        """
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._is_accepting:
+            for listener in self.listeners.values():
+                self.loop.remove_reader(listener.sock.fileno())
+            self._is_accepting = False
+        for peer in list(self.peers.values()):
+            await self.end_peer(peer, "the service ended")
+        self._edges.close()
+        self.executor.shutdown(wait=False)
+
+    def _refuse(self, connection: Connection, refusal: Refusal) -> None:
+        self.refused[refusal.code] += 1
+        self.emit(
+            "refused",
+            peer=connection.id,
+            pid=connection.pid,
+            uid=connection.uid,
+            socket=connection.path,
+            code=refusal.code,
+            reason=str(refusal),
+        )
+        if connection.id in self.connections:
+            connection.send_now(refusal_bytes(connection.glance(), refusal))
+        self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        if self.connections.pop(connection.id, None) is not None:
+            self.ledger.gone(str(connection.id))
+            connection.close()
+
+
+def describe(peer: Peer) -> dict[str, object]:
+    """What every event about a peer says of it."""
+    return {
+        "peer": peer.id,
+        "pid": peer.pid,
+        "uid": peer.uid,
+        "protocol": peer.protocol,
+        "socket": peer.path,
+        "image": peer.image.path,
+        "bytes": peer.total_bytes,
+    }
+
+
+def cannot_end(pidfd: int | None) -> str | None:
+    """Why a process could not be killed by its pidfd; None: it could."""
+    import signal
+
+    if pidfd is None:
+        return "its process cannot be seen from here"
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        raise Refusal("gone", "its process has ended") from None
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def raise_descriptor_limit() -> int:
+    """Allow as many descriptors as may be; how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
