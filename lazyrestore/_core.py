@@ -12,13 +12,12 @@ from .errors import RestoreError
 from .reports import LoadError, TraceRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from ._workingset import WorkingSet
 
 _PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
 _ON_ERROR = {"fence": 0, "abort": 1}
-_SERVE_ON_ERROR = {"fence": 0, "hold": 2}
 _GRANULARITIES = {"cluster": 0, "page": 1}
 _FAULT_MODES = {"thread": 0, "inline": 1}
 _TRACE_MAX = 1 << 24
@@ -65,74 +64,6 @@ class Serving:
         return options
 
 
-@dataclass(frozen=True)
-class PeerServing:
-    """How another process is served: what `Core.serve` takes.
-
-    Attributes:
-        uffd: the peer's userfaultfd; copied, as are the others.
-        ranges: (address in the peer, bytes, offset in the region, number of the region) each.
-        state: of `new_state`, or -1: what is known of its pages ends with this process.
-        pid: the peer's, as seen here; 0: not known.
-        event_fd: an eventfd that is written to when a load failed, a fill ended, or the peer's
-            memory is gone; -1: none.
-        page_size: of the peer's memory in these ranges, in bytes; 0: this machine's.
-        on_error: what becomes of who touches what cannot be loaded: "fence": SIGBUS; "hold": it
-            waits.
-        granularity: what a touch brings: "cluster" or "page".
-        record: note which clusters are touched.
-
-    Raises:
-        ValueError: one of them is not what it can be.
-    """
-
-    uffd: int
-    ranges: Sequence[tuple[int, int, int, int]]
-    state: int = -1
-    pid: int = 0
-    event_fd: int = -1
-    page_size: int = 0
-    on_error: str = "hold"
-    granularity: str = "cluster"
-    record: bool = False
-
-    def __post_init__(self) -> None:
-        _check_word("on_error", self.on_error, _SERVE_ON_ERROR)
-        _check_word("granularity", self.granularity, _GRANULARITIES)
-
-    def _options(self) -> tuple[CData, CData]:
-        """The options, and the ranges that they point to: to be held as long."""
-        ranges = ffi.new("struct lr_peer_range[]", len(self.ranges))
-        for given, one in zip(self.ranges, ranges, strict=True):
-            one.address, one.bytes, one.offset, one.region = given
-        options = ffi.new("struct lr_serve_options *")
-        options.uffd, options.state, options.pid = self.uffd, self.state, self.pid
-        options.event_fd = self.event_fd
-        options.page_size = self.page_size
-        options.on_error = _SERVE_ON_ERROR[self.on_error]
-        options.granularity = _GRANULARITIES[self.granularity]
-        options.record = self.record
-        options.ranges, options.range_count = ranges, len(self.ranges)
-        return options, ranges
-
-
-def new_state(image: Image, page_size: int) -> int:
-    """A memory file for what is known of a peer's pages: its descriptor, which the caller closes.
-
-    Args:
-        image: what it will be served from.
-        page_size: of its memory, in bytes; 0: this machine's.
-
-    Raises:
-        MemoryError, KernelError: none can be made.
-    """
-    found = ffi.new("int32_t *")
-    problem = new_problem()
-    code = lib.lr_serve_state(image._handle, page_size, found, problem)
-    check(code, problem, what=f"cannot serve {image.path}")
-    return int(found[0])
-
-
 def _check_word(name: str, word: str, words: Iterable[str]) -> None:
     if word not in words:
         raise ValueError(f"{name} is {word!r}: it can be {', '.join(map(repr, words))}")
@@ -155,37 +86,9 @@ class Core:
         check(code, problem, what=f"cannot restore {image.path} lazily: userfaultfd")
         self._handle = found[0]
 
-    @classmethod
-    def serve(cls, image: Image, serving: PeerServing) -> Core:
-        """Serve another process's faults, those that wait already too, until `close`.
-
-        Raises:
-            ValueError: its ranges, userfaultfd or state are not what can be served.
-            ProcessError: it has ended.
-            LazyRestoreError: the kernel refuses.
-        """
-        core = cls.__new__(cls)
-        core.image = image
-        found = ffi.new("lr_session **")
-        problem = new_problem()
-        options, ranges = serving._options()
-        code = lib.lr_session_serve(image._handle, options, found, problem)
-        del ranges
-        check(code, problem, what=f"cannot serve {image.path}")
-        core._handle = found[0]
-        return core
-
     def __del__(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the session, once nobody uses this object any more; waits for its threads."""
-        handle, self._handle = self._handle, ffi.NULL
-        lib.lr_session_close(handle)
-
-    def retry(self) -> None:
-        """Have a peer's waiting threads ask again, and what failed to load be tried again."""
-        check(lib.lr_session_retry(self._handle), what=f"cannot serve {self.image.path}")
+        lib.lr_session_close(self._handle)
+        self._handle = ffi.NULL
 
     def attach(self, number: int, address: int) -> None:
         """Restore a region lazily into an empty mapping."""

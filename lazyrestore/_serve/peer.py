@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lazyrestore._core import Core, PeerServing, new_state
+from lazyrestore._core import Core, serve_state
 
 from .connection import close_socket
 from .handshake import Range, Refusal
@@ -179,7 +179,7 @@ class Peer:
             KernelError, MemoryError: no memory or no descriptors are left.
         """
         if self.fds.state < 0:
-            self.fds.state = new_state(self.image, self.page_size)
+            self.fds.state = serve_state(self.image, self.page_size)
         if self.event_fd < 0:
             self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -188,15 +188,17 @@ class Peer:
 
         Args:
             plan: what is loaded ahead, and whether touches are recorded.
-            on_error: "hold" or "fence"; see `PeerServing`.
+            on_error: "hold" or "fence"; see `Core.serve`.
             first: the working set.
 
         Raises:
             ValueError: its ranges, its userfaultfd or its state are not what can be served.
             LazyRestoreError: the kernel refuses.
         """
-        serving = PeerServing(
+        core = Core.serve(
+            self.image,
             uffd=self.fds.uffd,
+            ranges=[(one.address, one.bytes, one.offset, one.region) for one in self.ranges],
             state=self.fds.state,
             pid=self.pid,
             event_fd=self.event_fd,
@@ -204,9 +206,7 @@ class Peer:
             on_error=on_error,
             granularity=plan.granularity,
             record=plan.record is not None,
-            ranges=[(one.address, one.bytes, one.offset, one.region) for one in self.ranges],
         )
-        core = Core.serve(self.image, serving)
         if first is not None or plan.prefetch == "all":
             core.fill(first)
             self._is_filling = True
@@ -307,9 +307,7 @@ def open_pidfd(sock: socket.socket, pid: int, accepted_s: float) -> int | None:
         Refusal: the process has ended.
     """
     try:
-        found = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
-        os.set_inheritable(found, False)
-        return found
+        return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError as error:
         if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENODATA):
             raise Refusal("gone", "its process has ended") from None
