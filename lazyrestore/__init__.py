@@ -42,13 +42,14 @@ if TYPE_CHECKING:
         SessionStats,
     )
     from .session import Session
-    from .sources import ProcessMemory, RawFile
+    from .sources import CoreFile, ProcessMemory, RawFile
     from .writer import ImageWriter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ClusterError",
+    "CoreFile",
     "DumpReport",
     "Image",
     "ImageError",
@@ -80,6 +81,7 @@ __all__ = [
 
 _HOME = {
     "ClusterError": "errors",
+    "CoreFile": "sources",
     "DumpReport": "reports",
     "Image": "_open",
     "ImageError": "errors",

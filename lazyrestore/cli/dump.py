@@ -19,7 +19,7 @@ from ._errors import UsageError, stopping_means, usage_errors
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lazyrestore.reports import DumpReport
-    from lazyrestore.sources import ProcessMemory, RawFile
+    from lazyrestore.sources import CoreFile, ProcessMemory, RawFile
 
 
 def dump(
@@ -30,7 +30,15 @@ def dump(
         int | None, typer.Option(metavar="PID", help="Dump the memory of a running process.")
     ] = None,
     file: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Dump a file; - is standard input.")
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Dump the bytes of a file, as a virtual machine's memory; - is standard input.",
+        ),
+    ] = None,
+    core: Annotated[
+        str | None,
+        typer.Option(metavar="ELF", help="Dump the memory in a core file, by its addresses."),
     ] = None,
     ranges: Annotated[
         list[str] | None,
@@ -64,10 +72,11 @@ def dump(
 
     A process is stopped while it is read, and always runs on: also if the dump fails or is killed.
     One in which a lazy restore is not yet complete is refused: what is missing could not be read.
+    What a core file leaves out, or was cut off, is not in the image either: the report says what.
     The image takes its place when it is complete; until then, what was there stays. What a killed
     dump left beside it is removed by the next.
     """
-    source = _source(pid, file, ranges)
+    source = _source(pid, file, core, ranges)
     if image == "-":
         raise UsageError("an image is not written to standard output: give a file's name")
 
@@ -95,21 +104,27 @@ def dump(
         _print(report, verbose)
 
 
-def _source(pid: int | None, file: str | None, ranges: list[str] | None) -> ProcessMemory | RawFile:
-    if (pid is None) == (file is None):
-        raise UsageError("say what to dump: one of --pid PID and --file PATH")
+def _source(
+    pid: int | None, file: str | None, core: str | None, ranges: list[str] | None
+) -> ProcessMemory | RawFile | CoreFile:
+    if (pid, file, core).count(None) != 2:
+        raise UsageError("say what to dump: one of --pid PID, --file PATH and --core ELF")
+    if ranges and pid is None:
+        raise UsageError("--range is for --pid: a file is dumped as a whole")
+    from lazyrestore import sources
+
     if file is not None:
-        if ranges:
-            raise UsageError("--range is for --pid: a file is dumped as a whole")
-        from lazyrestore.sources import RawFile
-
-        return RawFile(file)
+        return sources.RawFile(file)
+    if core is not None:
+        if core == "-":
+            raise UsageError(
+                "a core file is read at many places, so not from standard input: give its name"
+            )
+        return sources.CoreFile(core)
     pieces = [parse_range(text) for text in ranges] if ranges else None
-    from lazyrestore.sources import ProcessMemory
-
     assert pid is not None
     with usage_errors():
-        return ProcessMemory(pid, pieces)
+        return sources.ProcessMemory(pid, pieces)
 
 
 def _print(report: DumpReport, verbose: bool) -> None:

@@ -1,4 +1,5 @@
-"""Where the memory that is dumped comes from: buffers and arrays, files, other processes.
+"""Where the memory that is dumped comes from: buffers and arrays, files, core files, other
+processes.
 
 Names are imported when they are first used, as in the package itself.
 """
@@ -8,12 +9,19 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .base import Sink, Source
+    from .corefile import CoreFile
     from .process import ProcessMemory
     from .rawfile import RawFile
 
-__all__ = ["ProcessMemory", "RawFile", "Sink", "Source"]
+__all__ = ["CoreFile", "ProcessMemory", "RawFile", "Sink", "Source"]
 
-_HOME = {"ProcessMemory": "process", "RawFile": "rawfile", "Sink": "base", "Source": "base"}
+_HOME = {
+    "CoreFile": "corefile",
+    "ProcessMemory": "process",
+    "RawFile": "rawfile",
+    "Sink": "base",
+    "Source": "base",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from lazyrestore.reports import Skipped
 
+from ._files import READ_FLAGS, copy_piece, read_error, refuse_target
 from .base import CHUNK_BYTES, Sink
 from .buffer import UNNAMED
 
 STANDARD_INPUT = "-"
-_READ = os.O_RDONLY | os.O_CLOEXEC
 
 
 class RawFile:
@@ -65,13 +65,10 @@ class RawFile:
         if stat.S_ISDIR(here.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._path)
         if self._path is not None and self._path != STANDARD_INPUT and stat.S_ISREG(here.st_mode):
-            os.close(os.open(self._path, _READ))  # a pipe's writer would take this for its reader
-        try:
-            there = os.stat(target)
-        except OSError:
-            return
-        if os.path.samestat(here, there):
-            raise ValueError(f"{target} is the file to be dumped: give the image another name")
+            os.close(
+                os.open(self._path, READ_FLAGS)
+            )  # a pipe's writer would take this for its reader
+        refuse_target(here, target)
 
     def total_bytes(self) -> int | None:
         """Its length, or None where only reading tells."""
@@ -88,7 +85,7 @@ class RawFile:
         elif self._path == STANDARD_INPUT:
             self._copy(0, sink)
         else:
-            fd = os.open(self._path, _READ)
+            fd = os.open(self._path, READ_FLAGS)
             try:
                 self._copy(fd, sink)
             finally:
@@ -104,35 +101,7 @@ class RawFile:
         if length is None:
             _copy_pipe(fd, sink, self.describe())
             return
-        for is_data, start, end in _extents(fd, length):
-            if is_data:
-                self._copy_range(fd, start, end, sink)
-            else:
-                sink.zero(end - start)
-
-    def _copy_range(self, fd: int, start: int, end: int, sink: Sink) -> None:
-        at = start
-
-        def fetch(view: memoryview) -> int:
-            nonlocal at
-            filled = 0
-            while filled < len(view):
-                try:
-                    count = os.preadv(fd, [view[filled:]], at)
-                except OSError as error:
-                    raise _read_error(error, self.describe()) from None
-                if count == 0:
-                    raise OSError(
-                        errno.EIO,
-                        f"The file became shorter while it was dumped: it ends at byte {at}, and"
-                        f" had {end} or more",
-                        self._path,
-                    )
-                filled += count
-                at += count
-            return filled
-
-        sink.fill(fetch, end - start)
+        copy_piece(sink, fd, 0, length, self.describe(), self._path)
 
 
 def _copy_object(stream: Any, sink: Sink) -> None:
@@ -150,7 +119,7 @@ def _copy_pipe(fd: int, sink: Sink, what: str) -> None:
         try:
             return os.readv(fd, [view])
         except OSError as error:
-            raise _read_error(error, what) from None
+            raise read_error(error, what) from None
 
     _copy_until_end(read_into, sink)
 
@@ -166,10 +135,6 @@ def _copy_until_end(read_into: Callable[[memoryview], int | None], sink: Sink) -
         pass
 
 
-def _read_error(error: OSError, what: str) -> OSError:
-    return OSError(error.errno, f"{error.strerror} (while reading {what})")
-
-
 def _length(fd: int) -> int | None:
     """Where a file ends that can be read at any place; None for what has to be read to know."""
     here = os.fstat(fd)
@@ -183,26 +148,3 @@ def _length(fd: int) -> int | None:
     end = os.lseek(fd, 0, os.SEEK_END)
     os.lseek(fd, 0, os.SEEK_SET)
     return end
-
-
-def _extents(fd: int, length: int) -> Iterator[tuple[bool, int, int]]:
-    """(is data, start, end) of a file's extents, ascending, without gaps."""
-    at = 0
-    while at < length:
-        try:
-            start = min(os.lseek(fd, at, os.SEEK_DATA), length)
-            if start > at:
-                yield False, at, start
-                at = start
-                continue
-            end = min(os.lseek(fd, at, os.SEEK_HOLE), length)
-        except OSError as error:
-            if error.errno == errno.ENXIO and os.fstat(fd).st_size >= length:
-                yield False, at, length  # nothing but a hole is left
-            else:
-                yield True, at, length  # this file cannot tell; or it shrank, which reading finds
-            return
-        if end <= at:
-            end = length
-        yield True, at, end
-        at = end

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import core_support
 import pytest
 from cli_support import (
     PAGE,
@@ -118,7 +119,10 @@ def test_options_reach_the_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], ["--pid", "--file"]),
+        ([], ["--pid", "--file", "--core"]),
+        (["--core", "x", "--file", "x"], ["--pid", "--file", "--core"]),
+        (["--core", "x", "--range", "0-1000"], ["--range", "--pid"]),
+        (["--core", "-"], ["standard input", "name"]),
         (["--pid", "1", "--file", "x"], ["--pid", "--file"]),
         (["--file", "x", "--range", "0-1000"], ["--range", "--pid"]),
         (["--file", "/etc/passwd", "--cluster-size", "3K"], ["power of two", "3072"]),
@@ -180,6 +184,34 @@ def test_a_folder_of_someone_else(nobody: object) -> None:
     result = nobody.run("dump", "--file", "/etc/passwd", folder / "x.lzr")
     result.fails(1, "Permission denied", str(folder / "x.lzr"))
     assert list(folder.iterdir()) == []
+
+
+# ---- Core files ----------------------------------------------------------------------------------
+
+
+def test_a_core_file(tmp_path: Path) -> None:
+    """Regions by address; what the file leaves out is said"""
+    data = os.urandom(3 * PAGE)
+    parts = [core_support.Part(0x7F0000000000, data, memory=5 * PAGE)]
+    core = core_support.write(tmp_path / "core", parts, core_support.process_note(4711, "cat"))
+    text = run("dump", "--core", core, tmp_path / "x.lzr").ok().out
+    assert "not in the image: 8.0 KiB in 1 piece" in text
+    assert max(map(len, text.splitlines()[1:])) <= 80
+    with lazyrestore.open(tmp_path / "x.lzr") as image:
+        assert image.info.source == f"core file {core} of process 4711 (cat)"
+        assert image.read("7f0000000000-7f0000003000") == data
+    report = json.loads(run("dump", "--core", core, tmp_path / "x.lzr", "--json").ok().out)
+    assert [piece["name"] for piece in report["skipped"]] == ["7f0000003000-7f0000005000"]
+
+
+def test_core_files_that_are_none(tmp_path: Path) -> None:
+    old = Old(tmp_path / "x.lzr")
+    run("dump", "--core", tmp_path / "nix", old).fails(1, "No such file", "nix")
+    run("dump", "--core", "/etc/passwd", old).fails(1, "/etc/passwd", "not an ELF core file")
+    run("dump", "--core", sys.executable, old).fails(1, "rather than a core file")
+    run("dump", "--core", "/dev/stdin", old, given=b"\x7fELF").fails(2, "not a regular file")
+    run("dump", "--core", old, old).fails(2, "to be dumped")
+    old.check()
 
 
 # ---- Processes -----------------------------------------------------------------------------------
