@@ -243,6 +243,7 @@ static void end(struct lr_worker *worker)
 			fill_zeros(worker, range);
 	}
 	set_state(&fill->state, atomic_load_explicit(&fill->code, memory_order_relaxed));
+	lr_target_notify(target);
 }
 
 /* True for the last. */
@@ -397,7 +398,7 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 	fill->release = release_range;
 	fill->first_only = options && options->first_only;
 	fill->is_awaited = options && options->is_awaited;
-	code = lr_headroom_open(&fill->headroom, "/");
+	code = lr_headroom_open_for(&fill->headroom, "/", pager->target->peer);
 	if (code < 0)
 		return code;
 	code = open_all(fill, options);

@@ -267,10 +267,11 @@ static int open_levels(struct lr_headroom *headroom, const char *root, const str
 	return error;
 }
 
-int lr_headroom_open(struct lr_headroom *headroom, const char *root)
+int lr_headroom_open_for(struct lr_headroom *headroom, const char *root, int32_t process)
 {
 	struct place *places = calloc(2, sizeof(*places)); /* too large for some threads' stacks */
 	const char *prefix = strcmp(root, "/") == 0 ? "" : root;
+	char membership[32] = "/proc/self/cgroup";
 	struct place *in_v1, *in_v2;
 	int error;
 
@@ -280,7 +281,9 @@ int lr_headroom_open(struct lr_headroom *headroom, const char *root)
 		return LR_ERR_NOMEM;
 	in_v1 = &places[0];
 	in_v2 = &places[1];
-	error = each_line(prefix, "/proc/self/cgroup", read_membership, in_v1, in_v2);
+	if (process)
+		snprintf(membership, sizeof(membership), "/proc/%d/cgroup", process);
+	error = each_line(prefix, membership, read_membership, in_v1, in_v2);
 	if (!is_exhausted(error))
 		error = each_line(prefix, "/proc/self/mountinfo", read_mount, in_v1, in_v2);
 	if (!is_exhausted(error)) {
@@ -296,6 +299,11 @@ int lr_headroom_open(struct lr_headroom *headroom, const char *root)
 		return LR_OK;
 	lr_headroom_close(headroom);
 	return lr_problem_from_errno(NULL, error);
+}
+
+int lr_headroom_open(struct lr_headroom *headroom, const char *root)
+{
+	return lr_headroom_open_for(headroom, root, 0);
 }
 
 void lr_headroom_close(struct lr_headroom *headroom)

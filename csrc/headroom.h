@@ -36,6 +36,8 @@ struct lr_headroom {
  * What is not there does not limit; LR_ERR_LIMIT and LR_ERR_NOMEM where it could not be looked at
  * for want of descriptors or memory: nothing is open then. */
 int lr_headroom_open(struct lr_headroom *headroom, const char *root);
+/* The same for another process, by its number; 0: this one. */
+int lr_headroom_open_for(struct lr_headroom *headroom, const char *root, int32_t process);
 void lr_headroom_close(struct lr_headroom *headroom);
 
 /* Bytes until the nearest limit, what the kernel can take back at once (page cache that is not in

@@ -33,7 +33,7 @@ static int64_t replace_fence(struct lr_target *target, enum lr_install_kind kind
 }
 
 /* What a request that did nothing means. */
-static int code_of(int64_t error, struct lr_installed *installed)
+static int code_of(struct lr_target *target, int64_t error, struct lr_installed *installed)
 {
 	/* 0 is none of the documented results: look for messages rather than ask for ever. */
 	if (error == -EAGAIN || error == 0)
@@ -41,7 +41,10 @@ static int code_of(int64_t error, struct lr_installed *installed)
 	installed->os_error = (int)-error;
 	if (error == -ENOMEM)
 		return LR_ERR_NOMEM;
-	return error == -ESRCH || error == -ENOSPC ? LR_ERR_GONE : LR_ERR_SYSTEM;
+	if (error != -ESRCH && error != -ENOSPC)
+		return LR_ERR_SYSTEM;
+	lr_target_note_gone(target);
+	return LR_ERR_GONE;
 }
 
 int lr_install(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
@@ -82,7 +85,7 @@ int lr_install(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 			lr_uffd_wake(&target->uffd, to, page);
 			done = (int64_t)page;
 		} else {
-			return code_of(done, ret_installed);
+			return code_of(target, done, ret_installed);
 		}
 		is_asked_again = false;
 		ret_installed->bytes += (uint64_t)done;
@@ -104,7 +107,7 @@ int lr_install_zeros(struct lr_target *target, uint64_t to, uint64_t bytes,
 		return lr_install(target, LR_INSTALL_ZEROPAGE, to, NULL, target->host_page,
 				  ret_installed);
 	if (done <= 0)
-		return code_of(done, ret_installed);
+		return code_of(target, done, ret_installed);
 	ret_installed->bytes = (uint64_t)done;
 	ret_installed->pages = (uint64_t)done / target->host_page;
 	return LR_OK;
@@ -116,10 +119,14 @@ int lr_install_fence(struct lr_target *target, const struct lr_piece *piece, uin
 	struct lr_installed installed;
 	int code = LR_ERR_SYSTEM;
 
-	if (bytes <= POISON_MAX)
+	if (bytes <= POISON_MAX || target->is_remote)
 		code = lr_install(target, LR_INSTALL_POISON, to, NULL, bytes, &installed);
 	if (code == LR_OK || code == LR_LATER)
 		return code == LR_OK ? 1 : code;
+	/* Nothing else can be done with another process's memory. He waits: that is better than
+	 * zeros. */
+	if (target->is_remote)
+		return code == LR_ERR_SYSTEM ? 0 : code;
 	/* Older kernels: take the access away, in this process's own memory. Splits the mapping; if
 	 * the kernel allows no more of those, take it from the whole piece rather than let anyone
 	 * read zeros. */

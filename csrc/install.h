@@ -36,7 +36,8 @@ int lr_install_zeros(struct lr_target *target, uint64_t to, uint64_t bytes,
 		     struct lr_installed *ret_installed);
 
 /* Fence a run that is missing: POISON, else no access. 1 poisoned, 2 no access, LR_LATER, or
- * LR_ERR_NOMEM where neither could be done now. `piece` is where it lies. */
+ * LR_ERR_NOMEM where neither could be done now. `piece` is where it lies. A peer's memory can only
+ * be poisoned: 0 where it cannot, and then nobody who waits there is waked; LR_ERR_GONE. */
 int lr_install_fence(struct lr_target *target, const struct lr_piece *piece, uint64_t to,
 		     uint64_t bytes);
 

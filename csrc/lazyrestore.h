@@ -58,6 +58,7 @@ enum lr_error {
 	LR_ERR_LIMIT = -12,      /* out of file descriptors, mappings or threads */
 	LR_ERR_CLOSED = -13,     /* the region was detached from its session */
 	LR_ERR_PAGE_SIZE = -14,  /* this kernel's pages are larger than the image's clusters */
+	LR_ERR_STATE = -15,      /* a peer's state is damaged, or belongs to another image */
 
 	LR_ERR_EMPTY = -20,     /* the file is empty */
 	LR_ERR_MAGIC = -21,     /* the file does not begin as an image */
@@ -214,6 +215,7 @@ typedef struct lr_session lr_session;
 enum lr_on_error {
 	LR_ON_ERROR_FENCE = 0, /* what cannot be loaded cannot be touched: SIGBUS, or SIGSEGV */
 	LR_ON_ERROR_ABORT = 1, /* a message on stderr, and abort() */
+	LR_ON_ERROR_HOLD = 2,  /* whoever touches it waits (lr_session_serve only) */
 };
 
 enum lr_granularity {
@@ -264,8 +266,10 @@ struct lr_session_stats {
 	uint64_t features;  /* userfaultfd features in use */
 	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY: what was had */
 	uint32_t regions_attached;
-	uint32_t fill; /* enum lr_fill_state */
-	uint32_t reserved;
+	uint32_t fill;          /* enum lr_fill_state */
+	uint32_t is_gone;       /* nonzero: the peer's address space is gone (lr_session_serve) */
+	uint64_t pages_total;   /* of this machine, in attached regions (served ones: in ranges) */
+	uint64_t pages_missing; /* those of them that were neither loaded nor given up */
 	struct lr_histogram service; /* message read to touched page installed */
 };
 
@@ -369,6 +373,56 @@ uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_
 /* End it. Regions that lr_session_map mapped are unmapped; memory that was attached stays, and what
  * it misses is fenced: a touch gives SIGBUS (SIGSEGV before Linux 6.6), never zeros. */
 void lr_session_close(lr_session *session);
+
+/* ---- Serving: lazy restore into another process ---- */
+
+/* Where part of a region lies in a peer, the process whose memory it is. The peer has registered it
+ * with its userfaultfd for missing pages. */
+struct lr_peer_range {
+	uint64_t address; /* in the peer */
+	uint64_t bytes;
+	uint64_t offset; /* in the region, of `address` */
+	uint32_t region;
+	uint32_t reserved;
+};
+
+struct lr_serve_options {
+	int32_t uffd;     /* a peer's userfaultfd; copied */
+	int32_t state;    /* by lr_serve_state; copied; -1: none is kept */
+	int32_t pid;      /* the peer's, as seen here; 0: not known */
+	int32_t event_fd; /* an eventfd that is written to when a load failed, a fill ended, or the
+			   * peer's memory is gone; -1: none; copied */
+	uint32_t page_size;     /* of the peer's memory in these ranges: this machine's, or 2 MiB
+				 * (hugetlb); 0: this machine's */
+	uint32_t on_error;      /* enum lr_on_error: FENCE or HOLD */
+	uint32_t granularity;   /* enum lr_granularity */
+	uint32_t record;        /* nonzero: note which clusters are touched */
+	uint32_t trace_records; /* as in struct lr_session_options */
+	uint32_t reserved;
+	const struct lr_peer_range *ranges; /* not looked at where the state has some */
+	uint64_t range_count;
+};
+
+/* What is known of a peer's pages, as a sealed memory file. Whoever keeps the descriptor can go on
+ * serving where this process ends: nothing of it is lost, whenever that is. `page_size` as in
+ * struct lr_serve_options. */
+int lr_serve_state(const lr_image *image, uint32_t page_size, int32_t *ret_fd,
+		   struct lr_problem *ret_problem);
+/* Serve a peer's faults, and have whoever waits there ask again. The state need not be trusted.
+ * LR_ERR_ARGUMENT: not a userfaultfd that was initialised, or a range that overlaps with another
+ * (in the peer or in its region), is not aligned, lies outside of the region or is not registered;
+ * LR_ERR_STATE; LR_ERR_BUSY: another process serves by this state, still; LR_ERR_GONE: the peer
+ * ended; LR_ERR_UNSUPPORTED: a userfaultfd that tells of forks, or answers by signals.
+ *
+ * The session does all that others do, but for map, attach, suspend, resume and detach. A fill that
+ * has brought everything unregisters the ranges: the peer needs nobody any more. lr_session_close
+ * stops serving and leaves all as it is: whoever touches what is missing waits, until somebody
+ * serves again, or the last copy of the userfaultfd is closed and reads as zeros what is missing. A
+ * child of fork() has nothing of it. */
+int lr_session_serve(const lr_image *image, const struct lr_serve_options *options,
+		     lr_session **ret_session, struct lr_problem *ret_problem);
+/* Have all who wait for a page ask again, and what could not be loaded tried again. */
+int lr_session_retry(lr_session *session);
 
 /* ---- Touching, for measurements ---- */
 

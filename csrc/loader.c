@@ -250,7 +250,9 @@ int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t c
 
 	if (target->on_error == LR_ON_ERROR_ABORT)
 		lr_abort(target->image, &range->region, &error);
-	for (uint64_t offset = 0; offset < bytes;) {
+	if (target->on_error == LR_ON_ERROR_HOLD)
+		error.fenced = 0;
+	for (uint64_t offset = 0; offset < bytes && target->on_error != LR_ON_ERROR_HOLD;) {
 		struct lr_run run = {.is_data = true, .begin = 0, .end = bytes};
 
 		if (decoded)

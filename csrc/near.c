@@ -107,13 +107,16 @@ static bool is_machine_busy(const struct lr_near *near, uint32_t own)
 
 /* ---- The thread ---- */
 
-/* The processor that a thread of this process ran on last, or -1. */
-static int32_t processor_of(uint32_t thread)
+/* The processor that a thread ran on last, or -1. `process` is 0 for one of this process. */
+static int32_t processor_of(int32_t process, uint32_t thread)
 {
-	char path[48], text[512];
+	char path[64], text[512];
 	const char *at;
 
-	snprintf(path, sizeof(path), "/proc/self/task/%u/stat", thread);
+	if (process)
+		snprintf(path, sizeof(path), "/proc/%d/task/%u/stat", process, thread);
+	else
+		snprintf(path, sizeof(path), "/proc/self/task/%u/stat", thread);
 	if (!read_text(path, text, sizeof(text)))
 		return -1;
 	/* The 39th field; the second ends with the last parenthesis. */
@@ -135,7 +138,7 @@ static bool bind_to(int32_t processor)
 /* Go where the toucher is, if it went elsewhere. */
 static void follow(struct lr_near *near)
 {
-	int32_t processor = processor_of(near->toucher);
+	int32_t processor = processor_of(near->process, near->toucher);
 
 	if (processor < 0 || processor >= CPU_SETSIZE) {
 		/* It ended, or /proc is not there. */
@@ -221,7 +224,8 @@ static void *run(void *argument)
 				become_near(near);
 			is_first = false;
 			is_more = serve_once(pager);
-			poll(&wait, 1, is_more ? 1 : WAIT_MS);
+			if (poll(&wait, 1, is_more ? 1 : WAIT_MS) > 0 && wait.revents & ~POLLIN)
+				lr_pager_undo_blocking(pager);
 		}
 	}
 	return NULL;
@@ -231,6 +235,10 @@ void lr_near_start(struct lr_pager *pager)
 {
 	struct lr_near *near = &pager->near;
 	near->processor = -1;
+	near->process = pager->target->peer;
+	/* Where a peer's threads run is not known. */
+	if (pager->target->is_remote && !pager->target->are_threads_known)
+		return;
 	if (sched_getaffinity(0, sizeof(near->allowed), &near->allowed) < 0
 	    || CPU_COUNT(&near->allowed) < 2)
 		return;

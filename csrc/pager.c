@@ -13,6 +13,7 @@
 #include "follow.h"
 #include "install.h"
 #include "jobs.h"
+#include "keep.h"
 #include "witness.h"
 
 /* How long to wait for memory, or for a message that is about to come. */
@@ -173,8 +174,11 @@ static void keep(struct lr_pager *pager, const struct lr_uffd_message *fault, ui
 
 static void apply(struct lr_target *target, const struct lr_uffd_message *message)
 {
-	lr_witness_note(target, message);
+	if (!target->is_remote)
+		lr_witness_note(target, message);
 	lr_follow(target, message);
+	if (target->kept && message->kind != LR_UFFD_REMOVE)
+		lr_keep_told(target);
 	/* Whoever waited there for a page waits for good, unless he looks again. */
 	if (message->kind != LR_UFFD_REMOVE)
 		lr_uffd_wake(&target->uffd, message->start, message->end - message->start);
@@ -220,10 +224,13 @@ static int read_messages(struct lr_pager *pager)
 		is_shared = atomic_load(&target->is_shared);
 		if (is_shared)
 			pthread_mutex_lock(&pager->loader.busy);
-		count = lr_uffd_read(&target->uffd, messages, LR_UFFD_MESSAGES_MAX);
+		count = target->kept ? lr_keep_read(target, messages, LR_UFFD_MESSAGES_MAX)
+				     : lr_uffd_read(&target->uffd, messages, LR_UFFD_MESSAGES_MAX);
 		for (int i = 0; i < count; i++)
 			if (messages[i].kind != LR_UFFD_FAULT)
 				apply(target, &messages[i]);
+		if (target->kept)
+			lr_keep_done(target);
 		if (is_shared)
 			pthread_mutex_unlock(&pager->loader.busy);
 		atomic_fetch_add(&target->reading, 1);
@@ -232,7 +239,9 @@ static int read_messages(struct lr_pager *pager)
 			if (messages[i].kind == LR_UFFD_FAULT)
 				keep(pager, &messages[i], read_ns);
 		total += count > 0 ? count : 0;
-	} while (count == LR_UFFD_MESSAGES_MAX);
+		/* (A peer may have as many threads as it likes do nothing but this.) */
+	} while (count == LR_UFFD_MESSAGES_MAX
+		 && !atomic_load_explicit(&pager->is_stopping, memory_order_relaxed));
 	return total;
 }
 
@@ -255,8 +264,9 @@ static int by_number(const void *a, const void *b)
  * Before Linux 5.9 the table is the program's. */
 static void keep_descriptors(struct lr_pager *pager)
 {
-	int own[] = {pager->target->uffd.fd, pager->target->image->source.fd, pager->event_fd,
-		     pager->trace.event_fd};
+	int own[] = {pager->target->uffd.fd,  pager->target->image->source.fd,
+		     pager->event_fd,         pager->trace.event_fd,
+		     pager->target->event_fd, pager->target->kept ? pager->target->kept->fd : -1};
 	unsigned count = sizeof(own) / sizeof(own[0]), next = 0;
 
 	qsort(own, count, sizeof(own[0]), by_number);
@@ -267,6 +277,15 @@ static void keep_descriptors(struct lr_pager *pager)
 			syscall(SYS_close_range, next, (unsigned)own[i] - 1, 0);
 		next = own[i] < 0 ? 0 : (unsigned)own[i] + 1;
 	}
+}
+
+void lr_pager_undo_blocking(struct lr_pager *pager)
+{
+	struct timespec pause = {.tv_nsec = 1000000};
+
+	/* He may do it again and again. */
+	nanosleep(&pause, NULL);
+	lr_uffd_undo_blocking(&pager->target->uffd);
 }
 
 bool lr_pager_serve(struct lr_pager *pager)
@@ -309,8 +328,11 @@ static void *run(void *argument)
 			code = lr_pager_do_job(pager);
 		if (read_count > 0 || (code != LR_LATER && pager->jobs))
 			continue;
-		if (poll(waits, 2, pager->waiting_count || pager->jobs ? RETRY_MS : IDLE_MS) > 0
-		    && waits[1].revents && read(pager->event_fd, &count, sizeof(count)) < 0)
+		if (poll(waits, 2, pager->waiting_count || pager->jobs ? RETRY_MS : IDLE_MS) <= 0)
+			continue;
+		if (waits[0].revents & ~POLLIN)
+			lr_pager_undo_blocking(pager);
+		if (waits[1].revents && read(pager->event_fd, &count, sizeof(count)) < 0)
 			continue; /* somebody else's number: there are jobs, or none */
 	}
 	lr_near_stop(&pager->near);

@@ -86,6 +86,8 @@ int lr_pager_serve_piece(struct lr_pager *pager, struct lr_hands *hands, struct 
 			 const struct lr_piece *piece, struct lr_outcome *ret_outcome);
 /* For near.c. Read what there is and serve it; true where something is to be tried again. */
 bool lr_pager_serve(struct lr_pager *pager);
+/* poll() fails because a peer has made reading its userfaultfd block. */
+void lr_pager_undo_blocking(struct lr_pager *pager);
 /* As much of the stack as serving a fault takes: at a memory limit it must be there. */
 void lr_pager_have_stack(void);
 

@@ -5,14 +5,14 @@
 
 #include "reserve.h"
 
-static uint64_t states_bytes(const struct lr_pageset *set)
+uint64_t lr_pageset_states_bytes(uint64_t clusters)
 {
-	return set->clusters ? set->clusters : 1;
+	return clusters ? clusters : 1;
 }
 
-static uint64_t settled_bytes(const struct lr_pageset *set)
+uint64_t lr_pageset_settled_bytes(uint64_t pages)
 {
-	return (set->pages / 64 + 1) * 8;
+	return (pages / 64 + 1) * 8;
 }
 
 int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages)
@@ -20,8 +20,8 @@ int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages)
 	memset(set, 0, sizeof(*set));
 	set->clusters = clusters;
 	set->pages = pages;
-	set->states = lr_reserve(states_bytes(set));
-	set->settled = lr_reserve(settled_bytes(set));
+	set->states = lr_reserve(lr_pageset_states_bytes(clusters));
+	set->settled = lr_reserve(lr_pageset_settled_bytes(pages));
 	if (set->states && set->settled)
 		return LR_OK;
 	lr_pageset_close(set);
@@ -30,12 +30,20 @@ int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages)
 
 void lr_pageset_close(struct lr_pageset *set)
 {
-	if (set->states)
-		munmap((void *)set->states, states_bytes(set));
-	if (set->settled)
-		munmap((void *)set->settled, settled_bytes(set));
+	if (set->states && !set->is_borrowed)
+		munmap((void *)set->states, lr_pageset_states_bytes(set->clusters));
+	if (set->settled && !set->is_borrowed)
+		munmap((void *)set->settled, lr_pageset_settled_bytes(set->pages));
 	set->states = NULL;
 	set->settled = NULL;
+}
+
+void lr_pageset_borrow(struct lr_pageset *set, void *states, void *settled)
+{
+	lr_pageset_close(set);
+	set->is_borrowed = true;
+	set->states = states;
+	set->settled = settled;
 }
 
 /* Bits of a word from `low` up to `high`, which is not in it. */
@@ -61,6 +69,24 @@ uint64_t lr_pageset_next(const struct lr_pageset *set, uint64_t page, uint64_t e
 		page += 64;
 	}
 	return end;
+}
+
+uint64_t lr_pageset_count_missing(const struct lr_pageset *set, uint64_t page, uint64_t end)
+{
+	uint64_t missing = 0;
+
+	while (page < end) {
+		uint64_t stop = page - page % 64 + 64;
+		uint64_t word =
+			atomic_load_explicit(&set->settled[page / 64], memory_order_relaxed);
+
+		if (stop > end)
+			stop = end;
+		word = ~word & bits_between(page % 64, (stop - 1) % 64 + 1);
+		missing += (uint64_t)__builtin_popcountll(word);
+		page = stop;
+	}
+	return missing;
 }
 
 void lr_pageset_settle(struct lr_pageset *set, uint64_t first_page, uint64_t pages)

@@ -14,6 +14,7 @@
 #define LR_PAGESET_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #include "error.h"
 
@@ -27,17 +28,26 @@ struct lr_pageset {
 	_Atomic uint8_t *states;   /* one a cluster */
 	_Atomic uint64_t *settled; /* a bit a page */
 	uint64_t clusters;
-	uint64_t pages; /* of the host, which may be smaller or larger than a cluster */
+	uint64_t pages;   /* of the host, which may be smaller or larger than a cluster */
+	bool is_borrowed; /* its memory is another's */
 };
 
 int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages);
 void lr_pageset_close(struct lr_pageset *set);
+/* Keep it in memory of the caller's, which has what is known already. */
+void lr_pageset_borrow(struct lr_pageset *set, void *states, void *settled);
+/* How much that takes. */
+uint64_t lr_pageset_states_bytes(uint64_t clusters);
+uint64_t lr_pageset_settled_bytes(uint64_t pages);
 
 /* Pages count through all ranges: lr_target_page. */
 void lr_pageset_settle(struct lr_pageset *set, uint64_t first_page, uint64_t pages);
 /* The first page of [page, end) that is settled (or that is not); `end` where there is none. */
 uint64_t lr_pageset_next(const struct lr_pageset *set, uint64_t page, uint64_t end,
 			 bool is_settled);
+
+/* How many pages of [page, end) are not settled. */
+uint64_t lr_pageset_count_missing(const struct lr_pageset *set, uint64_t page, uint64_t end);
 
 static inline bool lr_pageset_is_settled(const struct lr_pageset *set, uint64_t page)
 {

@@ -11,11 +11,16 @@ static uint64_t table_bytes(const struct lr_target *target)
 	return (uint64_t)target->pieces_max * sizeof(struct lr_piece);
 }
 
+uint32_t lr_pieces_max(const struct lr_image *image)
+{
+	uint64_t room = (uint64_t)image->info.region_count + EXTRA_PIECES;
+
+	return room < UINT32_MAX ? (uint32_t)room : UINT32_MAX;
+}
+
 int lr_pieces_open(struct lr_target *target)
 {
-	uint64_t room = (uint64_t)target->image->info.region_count + EXTRA_PIECES;
-
-	target->pieces_max = room < UINT32_MAX ? (uint32_t)room : UINT32_MAX;
+	target->pieces_max = lr_pieces_max(target->image);
 	for (int i = 0; i < 2; i++) {
 		/* Reserved, and had when it is written: nothing is allocated while messages wait.
 		 */

@@ -12,6 +12,8 @@ static inline struct lr_pieces *lr_pieces_current(struct lr_target *target)
 	return &target->tables[atomic_load_explicit(&target->current, memory_order_acquire)];
 }
 
+/* Room in a table. */
+uint32_t lr_pieces_max(const struct lr_image *image);
 int lr_pieces_open(struct lr_target *target);
 void lr_pieces_close(struct lr_target *target);
 

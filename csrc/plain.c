@@ -11,6 +11,7 @@
  */
 #include <sys/mman.h>
 
+#include "keep.h"
 #include "pieces.h"
 #include "session.h"
 
@@ -116,22 +117,28 @@ static void let_go(struct lr_target *target, struct lr_range *range)
 
 static int release(struct lr_target *target, const struct lr_chunks *chunks, struct lr_range *range)
 {
-	/* Before Linux 5.18, or soon before, the kernel cannot be asked whether it is quiet. */
-	if (!(target->uffd.features & LR_UFFD_FEATURE_EXACT_ADDRESS) || target->is_lost)
+	if (!target->uffd.tells_quiet || target->is_lost)
 		return LR_ERR_UNSUPPORTED;
 	if (!all_whole(target, chunks, range))
 		return LR_ERR_GONE;
 	if (!is_quiet(target, range))
 		return LR_ERR_BUSY;
-	give_to_children(target, range);
+	if (!target->is_remote)
+		give_to_children(target, range);
 	if (!lr_range_change(range, LR_RANGE_ACTIVE, LR_RANGE_PLAIN))
 		return LR_ERR_CLOSED;
+	/* Before it is so: where this process ends in between, and the next one knows of no such
+	 * piece, what is missing there is zeros, as it should be. */
+	if (target->kept)
+		lr_keep_save(target, range);
 	unregister_all(target, range);
 	if (is_quiet(target, range)) {
 		let_go(target, range);
 		return LR_OK;
 	}
 	register_all(target, range);
+	if (target->kept)
+		lr_keep_save(target, NULL);
 	lr_range_change(range, LR_RANGE_PLAIN, LR_RANGE_ACTIVE);
 	return LR_ERR_BUSY;
 }
@@ -140,6 +147,8 @@ int lr_session_release(struct lr_loader *loader, struct lr_job *job)
 {
 	int code;
 
+	if (loader->target->is_remote)
+		return release(loader->target, job->context, job->range);
 	/* No fork() may come between, nor may anything else be attached there. */
 	if (!lr_fork_try_block())
 		return LR_ERR_BUSY;

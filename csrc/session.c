@@ -132,6 +132,15 @@ struct lr_range *lr_session_range(lr_session *session, uint32_t region, int *ret
 	return *ret_code == LR_OK ? &session->target.ranges[region] : NULL;
 }
 
+/* The same for memory of this process. */
+static struct lr_range *own_range(lr_session *session, uint32_t region, int *ret_code)
+{
+	if (!session->target.is_remote)
+		return lr_session_range(session, region, ret_code);
+	*ret_code = LR_ERR_ARGUMENT;
+	return NULL;
+}
+
 /* True where the kernel says that there is no page yet. */
 static bool is_empty(const struct lr_range *range)
 {
@@ -241,7 +250,7 @@ int lr_session_attach(lr_session *session, uint32_t region, void *address,
 		      struct lr_problem *ret_problem)
 {
 	int code;
-	struct lr_range *range = lr_session_range(session, region, &code);
+	struct lr_range *range = own_range(session, region, &code);
 
 	if (!range)
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
@@ -252,7 +261,7 @@ int lr_session_map(lr_session *session, uint32_t region, void **ret_address,
 		   struct lr_problem *ret_problem)
 {
 	int code;
-	struct lr_range *range = lr_session_range(session, region, &code);
+	struct lr_range *range = own_range(session, region, &code);
 	void *memory;
 
 	if (!range)
@@ -275,7 +284,7 @@ int lr_session_map(lr_session *session, uint32_t region, void **ret_address,
 int lr_session_suspend(lr_session *session, uint32_t region)
 {
 	int code;
-	struct lr_range *range = lr_session_range(session, region, &code);
+	struct lr_range *range = own_range(session, region, &code);
 
 	if (!range)
 		return code;
@@ -289,7 +298,7 @@ int lr_session_suspend(lr_session *session, uint32_t region)
 int lr_session_resume(lr_session *session, uint32_t region)
 {
 	int code;
-	struct lr_range *range = lr_session_range(session, region, &code);
+	struct lr_range *range = own_range(session, region, &code);
 	struct lr_piece piece;
 	uint64_t offset = 0;
 
@@ -308,7 +317,7 @@ int lr_session_resume(lr_session *session, uint32_t region)
 int lr_session_detach(lr_session *session, uint32_t region)
 {
 	int code;
-	struct lr_range *range = lr_session_range(session, region, &code);
+	struct lr_range *range = own_range(session, region, &code);
 	struct lr_piece piece;
 
 	if (!range)
@@ -353,85 +362,6 @@ int lr_session_wait(lr_session *session, int64_t timeout_ns)
 					: LR_ERR_CLOSED;
 }
 
-static void gather_stats(lr_session *session, struct lr_session_stats *stats)
-{
-	struct lr_loader *loader = &session->pager.loader;
-
-	pthread_mutex_lock(&loader->busy);
-	stats->faults = loader->faults;
-	stats->pages_copied = loader->pages_copied;
-	stats->pages_zeroed = loader->pages_zeroed;
-	stats->clusters_decoded = loader->clusters_decoded;
-	stats->payload_bytes_read = loader->payload_bytes_read;
-	stats->service = loader->service;
-	pthread_mutex_unlock(&loader->busy);
-	stats->fill = atomic_load_explicit(&session->fill.state, memory_order_relaxed);
-	stats->trace_lost = atomic_load_explicit(&session->pager.trace.lost, memory_order_relaxed);
-	pthread_mutex_lock(&session->target.lock);
-	stats->errors = session->target.error_count;
-	stats->regions_attached = session->target.attached;
-	pthread_mutex_unlock(&session->target.lock);
-}
-
-void lr_session_get_stats(lr_session *session, struct lr_session_stats *ret_stats)
-{
-	struct lr_session_stats stats = {
-		.features = session->target.uffd.features,
-		.privilege = session->target.uffd.privilege,
-	};
-	/* Gathered here, not there: the caller's memory may be lazy, and its fault would wait for
-	 * the locks that are held. */
-	if (session->pid == getpid())
-		gather_stats(session, &stats);
-	*ret_stats = stats;
-}
-
-uint32_t lr_session_get_errors(lr_session *session, uint64_t first,
-			       struct lr_load_error *ret_errors, uint32_t room)
-{
-	struct lr_target *target = &session->target;
-	uint32_t count = 0;
-
-	if (session->pid != getpid())
-		return 0;
-	/* Whoever was woken by a fence finds it recorded. */
-	lr_loader_quiesce(&session->pager.loader);
-	for (; count < room && first < LR_ERRORS_KEPT; count++, first++) {
-		struct lr_load_error error;
-		bool is_there;
-
-		/* Not copied under the lock: the caller's memory may be lazy (see above). */
-		pthread_mutex_lock(&target->lock);
-		is_there = first < target->error_count;
-		if (is_there)
-			error = target->errors[first];
-		pthread_mutex_unlock(&target->lock);
-		if (!is_there)
-			break;
-		ret_errors[count] = error;
-	}
-	return count;
-}
-
-uint64_t lr_session_get_touched(lr_session *session, uint64_t first, struct lr_touched *ret_touched,
-				uint64_t room)
-{
-	if (session->pid != getpid())
-		return 0;
-	/* Nothing is locked meanwhile: the caller's memory may be lazy. */
-	return lr_record_get(&session->record, first, ret_touched, room);
-}
-
-uint32_t lr_session_read_trace(lr_session *session, struct lr_trace_record *ret_records,
-			       uint32_t room, int64_t timeout_ns)
-{
-	if (session->pid != getpid())
-		return 0;
-	/* Whoever touched a page goes on before its fault is recorded: wait for that moment. */
-	lr_loader_quiesce(&session->pager.loader);
-	return lr_trace_take(&session->pager.trace, ret_records, room, timeout_ns);
-}
-
 /* What is fenced stays so. A munmap to come must not wait for a userfaultfd of which a child has a
  * copy. */
 static void make_ordinary(lr_session *session, const struct lr_piece *piece)
@@ -466,6 +396,10 @@ void lr_session_close(lr_session *session)
 
 	if (!session || session->pid != getpid())
 		return;
+	if (session->target.is_remote) {
+		lr_session_stop_serving(session);
+		return;
+	}
 	lr_fill_stop(&session->fill);
 	/* A child has the session, or nothing of it. */
 	lr_fork_block();

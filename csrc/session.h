@@ -16,6 +16,7 @@ struct lr_session {
 	struct lr_pager pager;
 	struct lr_fill fill;
 	struct lr_record record;
+	struct lr_kept kept;        /* of a peer's */
 	struct lr_inline in_thread; /* where threads answer their own faults */
 	uint32_t fault_mode;
 	pthread_mutex_t feeds_lock;
@@ -41,6 +42,9 @@ void lr_populate_close(struct lr_session *session);
 
 /* Start its pager, and what else is to answer faults. On failure none of it is there. */
 int lr_session_start(struct lr_session *session, struct lr_problem *ret_problem);
+
+/* serve.c: what lr_session_close does for a peer's. */
+void lr_session_stop_serving(struct lr_session *session);
 
 /* plain.c: a job's act, whose context is the fill's chunks. LR_ERR_BUSY: to be tried again. */
 int lr_session_release(struct lr_loader *loader, struct lr_job *job);

@@ -1,5 +1,6 @@
 #include "target.h"
 
+#include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,7 +45,7 @@ int lr_target_open(struct lr_target *target, const struct lr_image *image, uint3
 
 	memset(target, 0, sizeof(*target));
 	target->image = image;
-	target->uffd.fd = target->uffd.device = -1;
+	target->uffd.fd = target->uffd.device = target->event_fd = -1;
 	target->host_page = host_page ? host_page : (uint32_t)sysconf(_SC_PAGESIZE);
 	pthread_mutex_init(&target->lock, NULL);
 	target->ranges = calloc(count ? count : 1, sizeof(*target->ranges));
@@ -94,6 +95,22 @@ bool lr_target_find(struct lr_target *target, uint64_t address, struct lr_piece 
 		*ret_piece = table->items[slot];
 	pthread_mutex_unlock(&target->lock);
 	return is_found;
+}
+
+bool lr_target_next(struct lr_target *target, uint64_t address, struct lr_piece *ret_piece)
+{
+	const struct lr_pieces *table;
+	uint32_t slot;
+	bool is_there;
+
+	pthread_mutex_lock(&target->lock);
+	table = lr_pieces_current(target);
+	slot = lr_pieces_slot(table, address);
+	is_there = slot < table->count;
+	if (is_there)
+		*ret_piece = table->items[slot];
+	pthread_mutex_unlock(&target->lock);
+	return is_there;
 }
 
 /* A range that lies where it was attached, in one piece: its slot, found quickly; else -1. */
@@ -197,6 +214,88 @@ int lr_target_enter(struct lr_target *target, struct lr_range *range, uint64_t s
 	return code;
 }
 
+int lr_target_add(struct lr_target *target, uint32_t region, uint64_t start, uint64_t bytes,
+		  uint64_t offset, uint32_t untold)
+{
+	struct lr_pieces *table = lr_pieces_current(target);
+	uint64_t page = target->host_page, length;
+	struct lr_piece piece = {.start = start, .offset = offset, .untold = untold};
+
+	if (region >= target->image->info.region_count)
+		return LR_ERR_ARGUMENT;
+	piece.range = &target->ranges[region];
+	length = piece.range->region.length;
+	/* A last page may be partial. */
+	if (offset <= length && bytes == length - offset)
+		bytes += (page - bytes % page) % page;
+	piece.range->bytes = length + (page - length % page) % page;
+	piece.end = start + bytes;
+	if (start == 0 || start % page || bytes % page || offset % page || piece.end <= start
+	    || offset > piece.range->bytes || bytes > piece.range->bytes - offset
+	    || (table->count > 0 && table->items[table->count - 1].end > start)
+	    || table->count == target->pieces_max)
+		return LR_ERR_ARGUMENT;
+	table->items[table->count++] = piece;
+	return LR_OK;
+}
+
+static int by_offset(const void *a, const void *b)
+{
+	const struct lr_piece *left = a, *right = b;
+
+	if (left->range != right->range)
+		return left->range < right->range ? -1 : 1;
+	return left->offset < right->offset ? -1 : left->offset > right->offset;
+}
+
+/* Make a range active that has these pieces, in order of offset. */
+static int start_range(struct lr_target *target, const struct lr_piece *pieces, uint32_t count,
+		       bool is_new)
+{
+	struct lr_range *range = pieces[0].range;
+	uint64_t reached = 0;
+
+	for (uint32_t i = 0; i <= count; i++) {
+		uint64_t offset = i < count ? pieces[i].offset : range->bytes;
+
+		if (offset < reached)
+			return LR_ERR_ARGUMENT;
+		if (is_new)
+			lr_pageset_settle(&target->clusters, lr_target_page(target, range, reached),
+					  (offset - reached) / target->host_page);
+		if (i < count)
+			reached = offset + (pieces[i].end - pieces[i].start);
+	}
+	/* Where its first page would be. */
+	range->start = pieces[0].start - pieces[0].offset;
+	range->is_entered = true;
+	target->attached++;
+	lr_range_change(range, LR_RANGE_IDLE, LR_RANGE_ACTIVE);
+	return LR_OK;
+}
+
+int lr_target_finish_adding(struct lr_target *target, bool is_new)
+{
+	const struct lr_pieces *table = lr_pieces_current(target);
+	struct lr_piece *sorted;
+	int code = LR_OK;
+
+	if (table->count == 0)
+		return LR_OK;
+	sorted = malloc(table->count * sizeof(*sorted));
+	if (!sorted)
+		return LR_ERR_NOMEM;
+	memcpy(sorted, table->items, table->count * sizeof(*sorted));
+	qsort(sorted, table->count, sizeof(*sorted), by_offset);
+	for (uint32_t first = 0, end; first < table->count && code == LR_OK; first = end) {
+		for (end = first; end < table->count && sorted[end].range == sorted[first].range;)
+			end++;
+		code = start_range(target, sorted + first, end - first, is_new);
+	}
+	free(sorted);
+	return code;
+}
+
 bool lr_target_take(struct lr_target *target, struct lr_range *range, struct lr_piece *ret_piece)
 {
 	struct lr_pieces *table;
@@ -224,6 +323,22 @@ void lr_target_add_error(struct lr_target *target, const struct lr_load_error *e
 		target->errors[target->error_count] = *error;
 	target->error_count++;
 	pthread_mutex_unlock(&target->lock);
+	lr_target_notify(target);
+}
+
+void lr_target_notify(const struct lr_target *target)
+{
+	uint64_t one = 1;
+
+	while (target->event_fd >= 0 && write(target->event_fd, &one, sizeof(one)) < 0
+	       && errno == EINTR)
+		continue;
+}
+
+void lr_target_note_gone(struct lr_target *target)
+{
+	if (target->is_remote && !atomic_exchange(&target->is_gone, true))
+		lr_target_notify(target);
 }
 
 void lr_target_sync(const struct lr_target *target)

@@ -16,6 +16,7 @@
 #include <stdatomic.h>
 
 #include "image.h"
+#include "kept.h"
 #include "pageset.h"
 #include "record.h"
 #include "uffd.h"
@@ -71,6 +72,13 @@ struct lr_target {
 	uint32_t on_error;      /* enum lr_on_error */
 	uint32_t granularity;   /* enum lr_granularity */
 	_Atomic bool is_shared; /* others install too: inline.h, lr_pager_do */
+	/* Another process's memory: nothing can be done with it but by its userfaultfd. */
+	bool is_remote;
+	int32_t peer;           /* its number where that is known, else 0 */
+	bool are_threads_known; /* their numbers mean the same here */
+	int event_fd; /* written to when a load fails, or the peer's memory is gone; or -1 */
+	_Atomic bool is_gone; /* there is no such address space any more */
+	struct lr_kept *kept; /* where what is known of a peer outlives this process; or NULL */
 	struct lr_pageset clusters;
 	struct lr_record *record; /* of what is touched; NULL: none */
 	/* Odd while the pager reads messages and does what they say: lr_target_sync. */
@@ -108,6 +116,8 @@ void lr_target_close(struct lr_target *target);
 
 /* What lies at an address: false where nothing of this target does. */
 bool lr_target_find(struct lr_target *target, uint64_t address, struct lr_piece *ret_piece);
+/* The first piece whose end lies behind an address. */
+bool lr_target_next(struct lr_target *target, uint64_t address, struct lr_piece *ret_piece);
 /* The piece that has `offset` of a range in it, or else the one that has the next offset after it:
  * false where there is none. */
 bool lr_target_find_offset(struct lr_target *target, struct lr_range *range, uint64_t offset,
@@ -117,9 +127,20 @@ bool lr_target_find_offset(struct lr_target *target, struct lr_range *range, uin
  */
 int lr_target_enter(struct lr_target *target, struct lr_range *range, uint64_t start,
 		    uint64_t bytes);
+/* Add a piece of a region as it lies in a peer, behind all others there; `bytes` may end with the
+ * region. Before anyone works on the target. LR_ERR_ARGUMENT where it cannot be. */
+int lr_target_add(struct lr_target *target, uint32_t region, uint64_t start, uint64_t bytes,
+		  uint64_t offset, uint32_t untold);
+/* What was added so is whole: LR_ERR_ARGUMENT where a part of a region is in two pieces. What is in
+ * none counts as given up if `is_new`. */
+int lr_target_finish_adding(struct lr_target *target, bool is_new);
 /* Take one of its pieces out: false when it has none left. */
 bool lr_target_take(struct lr_target *target, struct lr_range *range, struct lr_piece *ret_piece);
 void lr_target_add_error(struct lr_target *target, const struct lr_load_error *error);
+/* Write to its event_fd. */
+void lr_target_notify(const struct lr_target *target);
+/* There is nobody left to serve. */
+void lr_target_note_gone(struct lr_target *target);
 
 /* Wait until what happened to the memory before this call is known: for a moment, and never for a
  * load. */

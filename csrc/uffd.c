@@ -2,11 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #ifndef USERFAULTFD_IOC_NEW /* Linux 6.1 */
@@ -34,7 +36,8 @@ struct move_request {
 };
 #define REQUEST_MOVE _IOWR(UFFDIO, 0x05, struct move_request)
 
-#define DEVICE "/dev/userfaultfd"
+#define DEVICE    "/dev/userfaultfd"
+#define UFFD_NAME "anon_inode:[userfaultfd]"
 
 static int open_by_device(int device, int flags)
 {
@@ -110,6 +113,12 @@ static int open_any(struct lr_uffd *uffd, int flags, uint64_t features)
 	return fd;
 }
 
+/* Whether the kernel knows a request: else it does not even look for what is to be done. */
+static bool knows(int fd, unsigned long request)
+{
+	return ioctl(fd, request, NULL) < 0 && errno == EFAULT;
+}
+
 /* A refusal, as against a failure that would have come to anyone (no descriptor, no memory). */
 static bool is_refusal(int error)
 {
@@ -141,6 +150,7 @@ int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features,
 					     first_error && is_refusal(fd) ? first_error : -fd);
 	}
 	uffd->fd = fd;
+	uffd->tells_quiet = knows(fd, UFFDIO_CONTINUE);
 	return LR_OK;
 }
 
@@ -162,23 +172,84 @@ int lr_uffd_open_like(struct lr_uffd *uffd, const struct lr_uffd *other,
 	return LR_OK;
 }
 
-/* Close a descriptor unless the program closed it, and has another file by its number. */
-static void close_own(int fd, const char *name)
+/* What its maker asked for: 0, or an errno. */
+static int read_features(int fd, uint64_t *ret_features)
+{
+	char path[48], text[512], *line;
+	int info;
+	ssize_t got;
+
+	snprintf(path, sizeof(path), "/proc/thread-self/fdinfo/%d", fd);
+	info = open(path, O_RDONLY | O_CLOEXEC);
+	if (info < 0)
+		return errno;
+	got = read(info, text, sizeof(text) - 1);
+	close(info);
+	text[got > 0 ? got : 0] = '\0';
+	/* "API:\taa:108:1ff": of the interface, features and requests. */
+	line = strstr(text, "\nAPI:\t");
+	if (!line || sscanf(line, "\nAPI:\taa:%" SCNx64 ":", ret_features) != 1)
+		return EINVAL;
+	return 0;
+}
+
+/* Whether a descriptor is of the file that is called so; -1 where that cannot be told. */
+static int is_named(int fd, const char *name)
 {
 	char link[40], found[40];
 	ssize_t got;
 
-	if (fd < 0)
-		return;
 	snprintf(link, sizeof(link), "/proc/thread-self/fd/%d", fd);
 	got = readlink(link, found, sizeof(found));
-	if (got < 0 || ((size_t)got == strlen(name) && memcmp(found, name, (size_t)got) == 0))
+	if (got < 0)
+		return -1;
+	return (size_t)got == strlen(name) && memcmp(found, name, (size_t)got) == 0;
+}
+
+int lr_uffd_adopt(struct lr_uffd *uffd, int fd, struct lr_problem *ret_problem)
+{
+	struct iovec one = {.iov_base = &one, .iov_len = 1};
+	uint64_t features = 0;
+
+	memset(uffd, 0, sizeof(*uffd));
+	uffd->fd = uffd->device = -1;
+	/* Initialised: one that is not says of each request that it is invalid. */
+	if (is_named(fd, UFFD_NAME) <= 0 || !knows(fd, UFFDIO_WAKE) || read_features(fd, &features))
+		return lr_problem_set(ret_problem, LR_ERR_ARGUMENT, 0, LR_NOWHERE, LR_NOWHERE);
+	if (features & (LR_UFFD_FEATURE_EVENT_FORK | LR_UFFD_FEATURE_SIGBUS))
+		return lr_problem_set(ret_problem, LR_ERR_UNSUPPORTED, 0, LR_NOWHERE, LR_NOWHERE);
+	uffd->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (uffd->fd < 0)
+		return lr_problem_from_errno(ret_problem, errno);
+	uffd->is_adopted = true;
+	uffd->tells_quiet = knows(fd, UFFDIO_CONTINUE);
+	/* Of other processes' memory nothing can be moved. The top bit is the kernel's own. */
+	features &= 0x7fffffff & ~(LR_UFFD_FEATURE_POISON | LR_UFFD_FEATURE_MOVE);
+	uffd->features = features | (knows(fd, REQUEST_POISON) ? LR_UFFD_FEATURE_POISON : 0);
+	lr_uffd_undo_blocking(uffd);
+	/* Too little room for a message, which is said where such reads are known (Linux 6.10). */
+	uffd->reads_no_wait = preadv2(uffd->fd, &one, 1, -1, RWF_NOWAIT) < 0 && errno == EINVAL;
+	return LR_OK;
+}
+
+void lr_uffd_undo_blocking(const struct lr_uffd *uffd)
+{
+	int flags = fcntl(uffd->fd, F_GETFL);
+
+	if (flags >= 0 && !(flags & O_NONBLOCK))
+		fcntl(uffd->fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+/* Close a descriptor unless the program closed it, and has another file by its number. */
+static void close_own(int fd, const char *name)
+{
+	if (fd >= 0 && is_named(fd, name) != 0)
 		close(fd);
 }
 
 void lr_uffd_close(struct lr_uffd *uffd)
 {
-	close_own(uffd->fd, "anon_inode:[userfaultfd]");
+	close_own(uffd->fd, UFFD_NAME);
 	close_own(uffd->device, DEVICE);
 	uffd->fd = uffd->device = -1;
 }
@@ -231,6 +302,20 @@ int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
 		lr_uffd_unregister(uffd, start, bytes);
 		return lr_problem_set(ret_problem, LR_ERR_UNSUPPORTED, 0, LR_NOWHERE, LR_NOWHERE);
 	}
+	return LR_OK;
+}
+
+int lr_uffd_check(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
+		  bool *ret_has_zeropage, struct lr_problem *ret_problem)
+{
+	struct uffdio_register request = {
+		.range = {.start = start, .len = bytes},
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+
+	if (ioctl(uffd->fd, UFFDIO_REGISTER, &request) < 0)
+		return lr_problem_from_errno(ret_problem, errno);
+	*ret_has_zeropage = request.ioctls & 1ull << _UFFDIO_ZEROPAGE;
 	return LR_OK;
 }
 
@@ -316,54 +401,83 @@ void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
 
 bool lr_uffd_is_quiet(const struct lr_uffd *uffd, uint64_t page, uint64_t host_page)
 {
-	/* Refused in any case: it is for shared memory. But if a message waits, that is said first.
+	/* Refused in any case: there is no such mode. But if a message waits, that is said first.
 	 */
-	struct uffdio_continue request = {.range = {.start = page, .len = host_page}};
+	struct uffdio_continue request = {
+		.range = {.start = page, .len = host_page},
+		.mode = 1ull << 63,
+	};
 
 	return ioctl(uffd->fd, UFFDIO_CONTINUE, &request) == 0 || errno != EAGAIN;
 }
 
-/* False for messages that were not asked for. */
-static bool parse(const struct uffd_msg *raw, struct lr_uffd_message *ret_message)
+static bool is_range(uint64_t start, uint64_t end, uint64_t host_page)
+{
+	return start < end && start % host_page == 0 && end % host_page == 0;
+}
+
+bool lr_uffd_parse(const void *from, uint64_t host_page, struct lr_uffd_message *ret_message)
 {
 	struct lr_uffd_message message = {0};
+	struct uffd_msg raw;
 
-	switch (raw->event) {
+	/* Once: it may lie where others write. */
+	memcpy(&raw, from, sizeof(raw));
+	switch (raw.event) {
 	case UFFD_EVENT_PAGEFAULT:
 		message.kind = LR_UFFD_FAULT;
-		message.start = raw->arg.pagefault.address;
-		message.thread = raw->arg.pagefault.feat.ptid;
-		message.is_write = raw->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
+		message.start = raw.arg.pagefault.address;
+		message.thread = raw.arg.pagefault.feat.ptid;
+		message.is_write = raw.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE;
 		break;
 	case UFFD_EVENT_REMOVE:
 	case UFFD_EVENT_UNMAP:
-		message.kind = raw->event == UFFD_EVENT_REMOVE ? LR_UFFD_REMOVE : LR_UFFD_UNMAP;
-		message.start = raw->arg.remove.start;
-		message.end = raw->arg.remove.end;
+		message.kind = raw.event == UFFD_EVENT_REMOVE ? LR_UFFD_REMOVE : LR_UFFD_UNMAP;
+		message.start = raw.arg.remove.start;
+		message.end = raw.arg.remove.end;
 		break;
 	case UFFD_EVENT_REMAP:
 		message.kind = LR_UFFD_REMAP;
-		message.start = raw->arg.remap.from;
-		message.end = raw->arg.remap.from + raw->arg.remap.len;
-		message.to = raw->arg.remap.to;
+		message.start = raw.arg.remap.from;
+		message.end = raw.arg.remap.from + raw.arg.remap.len;
+		message.to = raw.arg.remap.to;
+		if (!is_range(message.to, message.to + raw.arg.remap.len, host_page))
+			return false;
 		break;
 	default:
 		return false;
 	}
 	*ret_message = message;
-	return true;
+	return message.kind == LR_UFFD_FAULT || is_range(message.start, message.end, host_page);
+}
+
+static ssize_t read_once(const struct lr_uffd *uffd, void *ret_raw, size_t bytes)
+{
+	struct iovec to = {.iov_base = ret_raw, .iov_len = bytes};
+
+	if (uffd->reads_no_wait)
+		return preadv2(uffd->fd, &to, 1, -1, RWF_NOWAIT);
+	if (uffd->is_adopted)
+		lr_uffd_undo_blocking(uffd);
+	return read(uffd->fd, ret_raw, bytes);
+}
+
+int lr_uffd_read_raw(const struct lr_uffd *uffd, void *ret_raw, int room)
+{
+	size_t wanted = (size_t)(room < LR_UFFD_MESSAGES_MAX ? room : LR_UFFD_MESSAGES_MAX);
+	ssize_t got = read_once(uffd, ret_raw, wanted * sizeof(struct uffd_msg));
+
+	if (got < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+	return (int)((size_t)got / sizeof(struct uffd_msg));
 }
 
 int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_message *ret_messages, int room)
 {
 	struct uffd_msg raw[LR_UFFD_MESSAGES_MAX];
-	size_t wanted = (size_t)(room < LR_UFFD_MESSAGES_MAX ? room : LR_UFFD_MESSAGES_MAX);
-	ssize_t got = read(uffd->fd, raw, wanted * sizeof(raw[0]));
-	int count = 0;
+	int got = lr_uffd_read_raw(uffd, raw, room), count = 0;
 
-	if (got < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	for (size_t i = 0; i < (size_t)got / sizeof(raw[0]); i++)
-		count += parse(&raw[i], &ret_messages[count]);
-	return count;
+	for (int i = 0; i < got; i++)
+		count += lr_uffd_parse(&raw[i], 1, &ret_messages[count]);
+	return got < 0 ? got : count;
 }

@@ -10,6 +10,7 @@
 
 #include "error.h"
 
+#define LR_UFFD_FEATURE_EVENT_FORK    (1ull << 1)
 #define LR_UFFD_FEATURE_EVENT_REMAP   (1ull << 2)
 #define LR_UFFD_FEATURE_EVENT_REMOVE  (1ull << 3)
 #define LR_UFFD_FEATURE_EVENT_UNMAP   (1ull << 6)
@@ -24,6 +25,9 @@ struct lr_uffd {
 	int device; /* /dev/userfaultfd where it came from there, else -1: see lr_uffd_open_like */
 	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY */
 	uint64_t features;  /* in use */
+	bool is_adopted;    /* another process made it, and may do with it what it likes */
+	bool reads_no_wait; /* the kernel can be told so at each read */
+	bool tells_quiet;   /* lr_uffd_is_quiet knows */
 	/* Copies and zero pages wake nobody: who is to be waked is noted, for later. */
 	bool defers_wakes;
 	uint64_t wake_low;
@@ -34,6 +38,12 @@ struct lr_uffd {
  * allows. With those of `features` that the kernel has. Non-blocking and close-on-exec. */
 int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features,
 		 struct lr_problem *ret_problem);
+/* Take a copy of one that another process made and initialised. LR_ERR_ARGUMENT where it is nothing
+ * of that kind; LR_ERR_UNSUPPORTED where it tells of forks, or answers faults by signals. What the
+ * kernel can do with it is in its features, whether or not it was asked for there. */
+int lr_uffd_adopt(struct lr_uffd *uffd, int fd, struct lr_problem *ret_problem);
+/* Its owner may have made it one whose read blocks, and that cannot be polled: undo that. */
+void lr_uffd_undo_blocking(const struct lr_uffd *uffd);
 /* One more of the same kind, in a forked child: by the kept device, which works even where the
  * child has fewer rights than whoever opened it, else by the system call. */
 int lr_uffd_open_like(struct lr_uffd *uffd, const struct lr_uffd *other,
@@ -43,6 +53,10 @@ void lr_uffd_close(struct lr_uffd *uffd);
  * LR_ERR_UNSUPPORTED where the kernel offers no COPY, ZEROPAGE or WAKE for it. */
 int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
 		     struct lr_problem *ret_problem);
+/* The same for a range that is registered: nothing changes where it is. *ret_has_zeropage: false
+ * for huge pages. LR_ERR_ARGUMENT where there is nothing that could be registered. */
+int lr_uffd_check(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
+		  bool *ret_has_zeropage, struct lr_problem *ret_problem);
 /* Makes missing pages of the range read as zeros: only for a range of which nothing was promised.
  */
 void lr_uffd_unregister(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
@@ -56,7 +70,8 @@ int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
 int64_t lr_uffd_move(const struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes);
 void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
 /* False while somebody gives up, moves or unmaps registered memory and waits for that to be read,
- * or is about to. `page` is an address in a registered range. Always true before Linux 5.13. */
+ * or is about to. `page` is an address in a registered range. Always true before Linux 5.13
+ * (`tells_quiet`). */
 bool lr_uffd_is_quiet(const struct lr_uffd *uffd, uint64_t page, uint64_t host_page);
 
 enum lr_uffd_kind { LR_UFFD_FAULT, LR_UFFD_REMOVE, LR_UFFD_REMAP, LR_UFFD_UNMAP };
@@ -71,10 +86,17 @@ struct lr_uffd_message {
 	uint64_t end;    /* REMOVE, UNMAP, REMAP */
 	uint64_t to;     /* REMAP: where `start` is now */
 };
+#define LR_UFFD_MESSAGES_MAX  32
+#define LR_UFFD_MESSAGE_BYTES 32
+
 /* Read up to `room` messages, at most LR_UFFD_MESSAGES_MAX: their number, 0 where there are none,
  * or a negative errno. Faults come before all else. */
 int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_message *ret_messages, int room);
-
-#define LR_UFFD_MESSAGES_MAX 32
+/* The same, into memory of LR_UFFD_MESSAGE_BYTES for each, as the kernel writes them. Where one is
+ * all zeros none was written. */
+int lr_uffd_read_raw(const struct lr_uffd *uffd, void *ret_raw, int room);
+/* What the kernel wrote: false for a message that was not asked for, and for what no kernel writes:
+ * ranges are whole pages, of some length, and their ends do not overflow. */
+bool lr_uffd_parse(const void *raw, uint64_t host_page, struct lr_uffd_message *ret_message);
 
 #endif

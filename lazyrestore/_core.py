@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ._native import NOTHING, CData, check, ffi, lib, new_problem, strerror
 from ._open import Image, raise_for_cluster
@@ -12,12 +12,14 @@ from .errors import RestoreError
 from .reports import LoadError, TraceRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Self
 
     from ._workingset import WorkingSet
 
 _PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
 _ON_ERROR = {"fence": 0, "abort": 1}
+_ON_ERROR_SERVED = {"fence": 0, "hold": 2}
 _GRANULARITIES = {"cluster": 0, "page": 1}
 _FAULT_MODES = {"thread": 0, "inline": 1}
 _TRACE_MAX = 1 << 24
@@ -69,6 +71,27 @@ def _check_word(name: str, word: str, words: Iterable[str]) -> None:
         raise ValueError(f"{name} is {word!r}: it can be {', '.join(map(repr, words))}")
 
 
+class PeerRange(NamedTuple):
+    """Where part of a region lies in another process: bytes, but for the region's number."""
+
+    address: int
+    bytes: int
+    offset: int = 0
+    region: int = 0
+
+
+def serve_state(image: Image, page_size: int = 0) -> int:
+    """Make the memory file in which a served session keeps what it knows: a descriptor.
+
+    Whoever holds it, and the peer's userfaultfd, can go on where this process ends.
+    """
+    fd = ffi.new("int32_t *")
+    problem = new_problem()
+    code = lib.lr_serve_state(image._handle, page_size, fd, problem)
+    check(code, problem, what=f"cannot serve {image.path}")
+    return int(fd[0])
+
+
 class Core:
     """A `lr_session`: the pager, its userfaultfd, and what was measured. Ends when nobody holds it.
 
@@ -86,9 +109,77 @@ class Core:
         check(code, problem, what=f"cannot restore {image.path} lazily: userfaultfd")
         self._handle = found[0]
 
-    def __del__(self) -> None:
-        lib.lr_session_close(self._handle)
-        self._handle = ffi.NULL
+    @classmethod
+    def serve(
+        cls,
+        image: Image,
+        *,
+        uffd: int,
+        ranges: Sequence[tuple[int, int, int, int]],
+        state: int = -1,
+        pid: int = 0,
+        event_fd: int = -1,
+        page_size: int = 0,
+        on_error: str = "fence",
+        granularity: str = "cluster",
+        record: bool = False,
+        trace: int = 0,
+    ) -> Self:
+        """Serve the faults of another process, the peer, through its userfaultfd.
+
+        Args:
+            image: what is restored.
+            uffd: the peer's userfaultfd. Descriptors are copied.
+            ranges: where the regions lie there, as `PeerRange`; not looked at where `state` knows.
+            state: a descriptor by `serve_state`, or -1.
+            pid: the peer's, 0 where it is not known.
+            event_fd: an eventfd that is written to when a load failed, a fill ended or the peer's
+                memory is gone; or -1.
+            page_size: bytes; of the memory in these ranges; 0 for this machine's.
+            on_error: "fence" or "hold": whoever touches what cannot be loaded waits, see `retry`.
+            granularity: "cluster" or "page".
+            record: note what is touched.
+            trace: room for so many records.
+
+        Raises:
+            ValueError: it is not a userfaultfd, or the ranges cannot be.
+            ProcessError: the peer ended.
+            RemoteError: the state is damaged, or belongs to another image.
+            KernelError: another process serves by this state; or what is asked for is not to be
+                had here.
+        """
+        _check_word("on_error", on_error, _ON_ERROR_SERVED)
+        serving = Serving(granularity=granularity, trace=trace)
+        kept = ffi.new("struct lr_peer_range[]", len(ranges))
+        for item, one in zip(ranges, kept, strict=True):
+            one.address, one.bytes, one.offset, one.region = item
+        options = ffi.new("struct lr_serve_options *")
+        options.uffd, options.state, options.pid, options.event_fd = uffd, state, pid, event_fd
+        options.page_size = page_size
+        options.on_error = _ON_ERROR_SERVED[on_error]
+        options.granularity = _GRANULARITIES[granularity]
+        options.record = record
+        options.trace_records = serving._options().trace_records
+        options.ranges, options.range_count = kept, len(ranges)
+        core = cls.__new__(cls)
+        core.image = image
+        found = ffi.new("lr_session **")
+        problem = new_problem()
+        code = lib.lr_session_serve(image._handle, options, found, problem)
+        check(code, problem, what=f"cannot serve {image.path} to process {pid or '?'}")
+        core._handle = found[0]
+        return core
+
+    def close(self) -> None:
+        """End it now. Nothing else may be called after that, nor meanwhile from another thread."""
+        handle, self._handle = self._handle, ffi.NULL
+        lib.lr_session_close(handle)
+
+    __del__ = close
+
+    def retry(self) -> None:
+        """Have what could not be loaded tried again, for whoever waits for it (on_error="hold")."""
+        check(lib.lr_session_retry(self._handle), what="cannot try again")
 
     def attach(self, number: int, address: int) -> None:
         """Restore a region lazily into an empty mapping."""

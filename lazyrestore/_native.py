@@ -21,6 +21,7 @@ from .errors import (
     LazyRestoreError,
     ProcessError,
     RegionNotFound,
+    RemoteError,
 )
 
 try:
@@ -94,6 +95,7 @@ _REMEDIES = {
     lib.LR_ERR_LIMIT: "raise the limit (ulimit -n, ulimit -u, vm.max_map_count)",
     lib.LR_ERR_CLOSED: "use a region only while its session is open",
     lib.LR_ERR_PAGE_SIZE: "dump again with a larger --cluster-size, or restore with --or-eager",
+    lib.LR_ERR_STATE: "serve it anew, from the image that it was restored from",
     lib.LR_ERR_EMPTY: _AGAIN,
     lib.LR_ERR_MAGIC: "give a file that `lazyrestore dump` made",
     lib.LR_ERR_TRUNCATED: _AGAIN,
@@ -135,6 +137,7 @@ _CLASSES: dict[int, type[Exception]] = {
     lib.LR_ERR_LIMIT: KernelError,
     lib.LR_ERR_CLOSED: ValueError,
     lib.LR_ERR_PAGE_SIZE: KernelError,
+    lib.LR_ERR_STATE: RemoteError,
     lib.LR_ERR_EMPTY: ImageError,
     lib.LR_ERR_MAGIC: ImageError,
     lib.LR_ERR_TRUNCATED: ImageError,

@@ -1,0 +1,163 @@
+#include "keep.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "follow.h"
+#include "pieces.h"
+
+_Static_assert(LR_UFFD_MESSAGES_MAX *LR_UFFD_MESSAGE_BYTES <= LR_KEPT_JOURNAL_BYTES,
+	       "the journal has room for what is read at once");
+_Static_assert(LR_UNMAPPED_MAX == LR_KEPT_UNMAPPED_MAX, "all notes are kept");
+
+static const uint8_t *message_at(const struct lr_kept *kept, int i)
+{
+	return (const uint8_t *)kept->journal + (size_t)i * LR_UFFD_MESSAGE_BYTES;
+}
+
+int lr_keep_read(struct lr_target *target, struct lr_uffd_message *ret_messages, int room)
+{
+	struct lr_kept *kept = target->kept;
+	int got = lr_uffd_read_raw(&target->uffd, kept->journal, room), count = 0;
+
+	for (int i = 0; i < got; i++)
+		count +=
+			lr_uffd_parse(message_at(kept, i), target->host_page, &ret_messages[count]);
+	return got < 0 ? got : count;
+}
+
+void lr_keep_told(struct lr_target *target)
+{
+	target->kept->told++;
+	lr_keep_save(target, NULL);
+}
+
+void lr_keep_done(struct lr_target *target)
+{
+	struct lr_kept *kept = target->kept;
+
+	if (*message_at(kept, 0) == 0)
+		return;
+	/* All of it, though few may have been read: the kernel does not say how far a reader came
+	 * that was killed. In order of address, so that where this ends in between nothing is left
+	 * in front of what was worked on. The number last: what it counts is then out of the
+	 * journal. */
+	for (int i = 0; i < LR_UFFD_MESSAGES_MAX; i++) {
+		memset((uint8_t *)kept->journal + (size_t)i * LR_UFFD_MESSAGE_BYTES, 0,
+		       LR_UFFD_MESSAGE_BYTES);
+		atomic_signal_fence(memory_order_seq_cst);
+	}
+	atomic_store(&kept->header->told, kept->told);
+}
+
+void lr_keep_save(struct lr_target *target, const struct lr_range *without)
+{
+	struct lr_kept *kept = target->kept;
+	struct lr_kept_table *table = lr_kept_begin(kept);
+	struct lr_kept_piece *pieces = lr_kept_pieces(table);
+	const struct lr_pieces *current;
+	uint32_t count = 0;
+
+	pthread_mutex_lock(&target->lock);
+	current = lr_pieces_current(target);
+	for (uint32_t i = 0; i < current->count; i++) {
+		const struct lr_piece *piece = &current->items[i];
+
+		if (piece->range == without)
+			continue;
+		pieces[count++] = (struct lr_kept_piece){
+			.start = piece->start,
+			.end = piece->end,
+			.offset = piece->offset,
+			.region = piece->range->number,
+			.untold = piece->untold,
+		};
+	}
+	table->told = kept->told;
+	table->count = count;
+	table->is_lost = target->is_lost;
+	table->unmapped_count = target->unmapped_count;
+	for (uint32_t i = 0; i < target->unmapped_count; i++) {
+		table->unmapped[i].start = target->unmapped[i].start;
+		table->unmapped[i].end = target->unmapped[i].end;
+		table->unmapped[i].untold = target->unmapped[i].untold;
+	}
+	pthread_mutex_unlock(&target->lock);
+	lr_kept_publish(kept, table);
+}
+
+/* ---- Taking up ---- */
+
+/* The notes of places whose unmapping is still to be read. */
+static bool take_unmapped(struct lr_target *target, const struct lr_kept_table *table)
+{
+	if (table->unmapped_count > LR_UNMAPPED_MAX)
+		return false;
+	for (uint32_t i = 0; i < table->unmapped_count; i++) {
+		if (table->unmapped[i].start >= table->unmapped[i].end
+		    || table->unmapped[i].untold > UINT32_MAX)
+			return false;
+		target->unmapped[i].start = table->unmapped[i].start;
+		target->unmapped[i].end = table->unmapped[i].end;
+		target->unmapped[i].untold = (uint32_t)table->unmapped[i].untold;
+	}
+	target->unmapped_count = table->unmapped_count;
+	return true;
+}
+
+/* Messages that nobody can have finished with. */
+static void replay(struct lr_target *target, uint64_t told)
+{
+	struct lr_kept *kept = target->kept;
+	uint64_t number = atomic_load(&kept->header->told);
+
+	for (int i = 0; i < LR_UFFD_MESSAGES_MAX; i++) {
+		struct lr_uffd_message message;
+
+		if (*message_at(kept, i) == 0)
+			break;
+		if (!lr_uffd_parse(message_at(kept, i), target->host_page, &message)
+		    || message.kind == LR_UFFD_FAULT)
+			continue;
+		if (message.kind == LR_UFFD_REMOVE || ++number > told)
+			lr_follow(target, &message);
+		/* Also where it was worked on: this may have been what was still to be done. */
+		if (message.kind != LR_UFFD_REMOVE)
+			lr_uffd_wake(&target->uffd, message.start, message.end - message.start);
+	}
+	kept->told = number > told ? number : told;
+	lr_keep_save(target, NULL);
+	lr_keep_done(target);
+}
+
+int lr_keep_load(struct lr_target *target, bool *ret_is_there)
+{
+	struct lr_kept_table *from = lr_kept_current(target->kept), table;
+	struct lr_kept_piece *pieces;
+	int code;
+
+	*ret_is_there = from != NULL;
+	if (!from)
+		return LR_OK;
+	/* Copied before it is looked at, because it may change. */
+	memcpy(&table, from, sizeof(table));
+	pieces = lr_kept_pieces(from);
+	if (table.count > target->pieces_max || !take_unmapped(target, &table))
+		return LR_ERR_STATE;
+	for (uint32_t i = 0; i < table.count; i++) {
+		struct lr_kept_piece kept;
+
+		memcpy(&kept, &pieces[i], sizeof(kept));
+		if (kept.region >= target->image->info.region_count
+		    || lr_target_add(target, kept.region, kept.start, kept.end - kept.start,
+				     kept.offset, kept.untold)
+			       < 0)
+			return LR_ERR_STATE;
+	}
+	target->is_lost = table.is_lost != 0;
+	code = lr_target_finish_adding(target, false);
+	if (code < 0)
+		return code == LR_ERR_ARGUMENT ? LR_ERR_STATE : code;
+	replay(target, table.told);
+	return LR_OK;
+}

@@ -1,0 +1,101 @@
+/*
+ * What is known of a peer, in a memory file that outlives whoever serves it. Floor 2. It holds the
+ * bits of its pages, where its ranges lie by now, and the messages that are being worked on. Pure
+ * storage: what these mean is for target.h and keep.h.
+ *
+ *     header | journal | states of clusters | bits of pages | table | table
+ *
+ * The file is sealed at one size, so none of this can go away under whoever maps it. But others may
+ * write there at any time: nothing read here is used as an index or a length, but after it was
+ * copied and checked.
+ *
+ * One process serves at a time: it has a lock on an open file description of its own, which ends
+ * with the last of its threads that could install a page.
+ */
+#ifndef LR_KEPT_H
+#define LR_KEPT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "error.h"
+
+#define LR_KEPT_UNMAPPED_MAX  64u
+#define LR_KEPT_JOURNAL_BYTES 4096u
+
+/* What a file is for: it fits nothing else. */
+struct lr_kept_kind {
+	uint8_t digest[32]; /* of the image */
+	uint64_t clusters;
+	uint64_t pages; /* of the peer's memory, if all regions were in it */
+	uint32_t cluster_size;
+	uint32_t page_size; /* of the peer's memory */
+	uint32_t regions;
+	uint32_t pieces_max; /* room in a table */
+};
+
+/* As struct lr_piece. */
+struct lr_kept_piece {
+	uint64_t start;
+	uint64_t end;
+	uint64_t offset;
+	uint32_t region;
+	uint32_t untold;
+};
+
+/* What a table has besides its pieces, which lie behind it. */
+struct lr_kept_table {
+	uint64_t told; /* number of the message that was the last to change it */
+	uint32_t count;
+	uint32_t is_lost;
+	uint32_t unmapped_count;
+	uint32_t reserved;
+	struct {
+		uint64_t start;
+		uint64_t end;
+		uint64_t untold;
+	} unmapped[LR_KEPT_UNMAPPED_MAX];
+};
+
+struct lr_kept_header {
+	char magic[8];
+	uint32_t version;
+	uint32_t reserved;
+	struct lr_kept_kind kind;
+	_Atomic uint64_t told;    /* number of the last message before the journal's */
+	_Atomic uint32_t current; /* the table that counts: 1 or 2; 0: none was written yet */
+};
+
+struct lr_kept {
+	int fd; /* with the lock */
+	uint8_t *memory;
+	uint64_t bytes;
+	struct lr_kept_kind kind;
+	struct lr_kept_header *header;
+	void *journal;
+	void *states;
+	void *settled;
+	struct lr_kept_table *tables[2];
+	uint64_t told; /* number of the last message that changed a table */
+};
+
+/* Make a file: *ret_fd is the caller's. */
+int lr_kept_create(const struct lr_kept_kind *kind, int *ret_fd, struct lr_problem *ret_problem);
+/* Map one that anyone made, and lock it. LR_ERR_STATE where it is not for this, or is no such file;
+ * LR_ERR_BUSY where somebody else serves by it. */
+int lr_kept_open(struct lr_kept *kept, int fd, const struct lr_kept_kind *kind,
+		 struct lr_problem *ret_problem);
+void lr_kept_close(struct lr_kept *kept);
+
+static inline struct lr_kept_piece *lr_kept_pieces(struct lr_kept_table *table)
+{
+	return (struct lr_kept_piece *)(table + 1);
+}
+
+/* The table that counts, or NULL: as somebody wrote it. */
+struct lr_kept_table *lr_kept_current(const struct lr_kept *kept);
+/* The other one, to be written and then published. */
+struct lr_kept_table *lr_kept_begin(const struct lr_kept *kept);
+void lr_kept_publish(struct lr_kept *kept, const struct lr_kept_table *table);
+
+#endif
