@@ -270,6 +270,7 @@ struct lr_session_stats {
 	uint32_t is_gone;       /* nonzero: the peer's address space is gone (lr_session_serve) */
 	uint64_t pages_total;   /* of this machine, in attached regions (served ones: in ranges) */
 	uint64_t pages_missing; /* those of them that were neither loaded nor given up */
+	uint64_t answers[2][5]; /* faults of reads [0] and of writes [1], by enum lr_action */
 	struct lr_histogram service; /* message read to touched page installed */
 };
 

@@ -34,6 +34,7 @@ struct lr_loader {
 	uint64_t pages_zeroed;
 	uint64_t clusters_decoded;
 	uint64_t payload_bytes_read;
+	uint64_t answers[2][LR_ACTION_WAKE + 1]; /* [is it a write][enum lr_action] */
 	struct lr_histogram service;
 };
 

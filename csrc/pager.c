@@ -23,7 +23,8 @@
 /* How often 50 microseconds (and the timer's slack) may be waited for a fork(). */
 #define PUT_OFF_MAX 200u
 
-static void trace_fault(struct lr_pager *pager, const struct lr_waiting *fault,
+/* Count it, and put it into the trace. */
+static void note_answer(struct lr_pager *pager, const struct lr_waiting *fault,
 			const struct lr_range *range, uint64_t offset,
 			const struct lr_outcome *outcome)
 {
@@ -40,6 +41,8 @@ static void trace_fault(struct lr_pager *pager, const struct lr_waiting *fault,
 		.is_write = fault->is_write,
 	};
 
+	pager->loader.answers[fault->is_write][outcome->action]++;
+	lr_histogram_add(&pager->loader.service, latency_ns);
 	lr_trace_put(&pager->trace, &record);
 }
 
@@ -71,10 +74,8 @@ int lr_pager_serve_piece(struct lr_pager *pager, struct lr_hands *hands, struct 
 	loader->faults += !fault->is_counted;
 	fault->is_counted = true;
 	code = lr_loader_fault(loader, hands, piece->range, offset, ret_outcome);
-	if (code == LR_OK) {
-		lr_histogram_add(&loader->service, ret_outcome->touched_ns - fault->read_ns);
-		trace_fault(pager, fault, piece->range, offset, ret_outcome);
-	}
+	if (code == LR_OK)
+		note_answer(pager, fault, piece->range, offset, ret_outcome);
 	return code;
 }
 
@@ -97,8 +98,7 @@ static bool serve_from_job(struct lr_pager *pager, const struct lr_waiting *faul
 		lr_record_note(loader->target->record,
 			       lr_target_cluster(loader->target, piece->range, offset));
 	loader->faults += !fault->is_counted;
-	lr_histogram_add(&loader->service, outcome.touched_ns - fault->read_ns);
-	trace_fault(pager, fault, piece->range, offset, &outcome);
+	note_answer(pager, fault, piece->range, offset, &outcome);
 	return true;
 }
 

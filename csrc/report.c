@@ -1,4 +1,5 @@
 /* What a session tells of itself. */
+#include <string.h>
 #include <unistd.h>
 
 #include "session.h"
@@ -27,6 +28,7 @@ static void gather_stats(lr_session *session, struct lr_session_stats *stats)
 	stats->pages_zeroed = loader->pages_zeroed;
 	stats->clusters_decoded = loader->clusters_decoded;
 	stats->payload_bytes_read = loader->payload_bytes_read;
+	memcpy(stats->answers, loader->answers, sizeof stats->answers);
 	stats->service = loader->service;
 	pthread_mutex_unlock(&loader->busy);
 	stats->fill = atomic_load_explicit(&session->fill.state, memory_order_relaxed);

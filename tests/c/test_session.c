@@ -86,6 +86,10 @@ static void counts_what_it_does(void)
 	CHECK_EQ(stats.pages_copied, 5);
 	CHECK_EQ(stats.pages_zeroed, 6);
 	CHECK_EQ(stats.service.count, 11);
+	CHECK_EQ(stats.answers[0][LR_ACTION_COPY], 5);
+	CHECK_EQ(stats.answers[0][LR_ACTION_ZEROPAGE], 5);
+	CHECK_EQ(stats.answers[1][LR_ACTION_COPY], 0);
+	CHECK_EQ(stats.answers[1][LR_ACTION_ZEROPAGE], 1);
 	CHECK_EQ(stats.errors, 0);
 	CHECK_EQ(stats.regions_attached, 1);
 	tear_down(&set);
