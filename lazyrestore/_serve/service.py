@@ -109,6 +109,7 @@ class Service:
         connections: whose handshake is not whole, by number.
         peers: who is served, by number.
         requests: what {"type": NAME} does, for the service's own user and root.
+        attach: what is done with a connection that began with LRATTACH: ends in `admit`.
         refused: how many were refused, by the reason's code.
         admits: whether anybody is admitted; see `stop_admitting`.
         ended: set when the service is to end; by whoever decides that.
@@ -132,6 +133,7 @@ class Service:
         self.connections: dict[int, Connection] = {}
         self.peers: dict[int, Peer] = {}
         self.requests: dict[str, Request] = {}
+        self.attach: Callable[[Connection], Awaitable[None]] | None = None
         self.refused: Counter[str] = Counter()
         self.admits = True
         self.ended = asyncio.Event()
@@ -281,8 +283,10 @@ class Service:
         if not first:
             return  # somebody looked whether we are there
         if first == ATTACH_MAGIC:
+            if self.attach is None:
+                raise Refusal("garbage", "this service serves no programs that attach")
             connection.stop_peeking()
-            await self._attach(connection)
+            await self.attach(connection)
             return
         message = parse_json(await connection.message())
         if isinstance(message, dict) and isinstance(kind := message.get("type"), str):
@@ -315,12 +319,6 @@ class Service:
         if connection.uid not in (os.geteuid(), 0):
             raise Refusal("user", f"only this service's own user may ask for {kind!r}")
         await handler(connection, message)
-
-    async def _attach(self, connection: Connection) -> None:
-        """A C or Python program that maps an image's regions itself."""
-        from .attached import converse
-
-        await converse(self, connection)
 
     async def image_for(self, path: str) -> tuple[Image, WorkingSet | None]:
         """The image for who came to a socket, and what of it is loaded first."""

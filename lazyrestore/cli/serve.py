@@ -115,7 +115,9 @@ def serve(
         typer.Option(
             metavar="SECONDS",
             parser=_parse_seconds,
-            help="On SIGTERM: fill every process for so long at most before this service ends.",
+            show_default=False,
+            help="On SIGTERM: fill every process for so long at most before this service ends."
+            "  [default: 30]",
         ),
     ] = 30.0,
     status_fd: Annotated[
@@ -145,8 +147,8 @@ def serve(
             "--socket-mode",
             metavar="MODE",
             parser=_parse_mode,
-            show_default="600",
-            help="Permissions of the sockets, octal.",
+            show_default=False,
+            help="Permissions of the sockets, octal.  [default: 600]",
         ),
     ] = "600",  # type: ignore[assignment]  # parsed as if it was given
     log_json: Annotated[
