@@ -41,10 +41,12 @@ class Image:
     Attributes:
         path: as it was given.
         regions: what each region is, in the order in which they were dumped.
+        opened: a descriptor by which it was opened rather than by its path; the caller's.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, opened: int | None = None) -> None:
         self.path = os.fspath(path)
+        self.opened = opened
         encoded = os.fsencode(self.path)
         if b"\0" in encoded:  # where a name ends for C: it would be another file's
             raise ValueError(f"the path {self.path!r} has a null character: no file can have it")
@@ -52,6 +54,8 @@ class Image:
         check(lib.lr_init(), what=what)
         found = ffi.new("lr_image **")
         problem = new_problem()
+        if opened is not None:
+            encoded = f"/proc/self/fd/{opened}".encode()
         code = lib.lr_image_open(encoded, found, problem)
         check(code, problem, what=what, file=self.path)
         self._handle: CData = ffi.gc(found[0], lib.lr_image_close)

@@ -230,6 +230,17 @@ class Connection:
         self._is_closed = True
         return self.socket
 
+    @property
+    def is_untouched(self) -> bool:
+        """All that came is still in the socket."""
+        return self._is_peeking and self._peeked == len(self.data)
+
+    def let_be(self) -> None:
+        """Leave the socket open, as if nobody had looked at what came."""
+        close_foreign(self.take_fds())
+        if not self._is_closed:
+            self.detach()
+
     def close(self) -> None:
         """End it, for the other side too although the keeper has a copy of the socket."""
         close_foreign(self.take_fds())

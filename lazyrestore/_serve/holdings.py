@@ -149,6 +149,11 @@ class Holdings:
         if old is not None:
             close_all([old.fd])
 
+    def _take_unimage(self, fields: Record, _message: Message) -> None:
+        held = self.images.pop(_text(fields, "key"), None)
+        if held is not None:
+            close_all([held.fd])
+
     def _take_peer(self, fields: Record, message: Message) -> None:
         key, roles, record = _text(fields, "key"), fields["roles"], fields["record"]
         if not isinstance(roles, list) or not isinstance(record, dict | None):
@@ -183,6 +188,7 @@ _TAKE = {
     "listener": Holdings._take_listener,
     "unlisten": Holdings._take_unlisten,
     "image": Holdings._take_image,
+    "unimage": Holdings._take_unimage,
     "peer": Holdings._take_peer,
     "gone": Holdings._take_gone,
     "trial": Holdings._take_trial,

@@ -51,9 +51,15 @@ class Images:
         self.single = None if single is None else os.path.abspath(single)
         self.folder = None if folder is None else os.path.abspath(folder)
         self._held: Image | None = None  # the single one is what it was at the start
+        self._given: dict[str, Image] = {}
         self._open: weakref.WeakValueDictionary[tuple[str, _Stamp], Image] = (
             weakref.WeakValueDictionary()
         )
+
+    @property
+    def held(self) -> Image | None:
+        """The one image that is served, once `check` has opened it."""
+        return self._held
 
     def check(self) -> None:
         """Open what can be opened now, so that a mistake is known at the start.
@@ -62,7 +68,7 @@ class Images:
             OSError, ImageError: the image, or the folder, cannot be used.
         """
         if self.single is not None:
-            self._held = self.open(self.single)
+            self._held = self._held or self.open(self.single)
         elif self.folder is not None and not os.path.isdir(self.folder):
             raise NotADirectoryError(20, os.strerror(20), self.folder)
 
@@ -96,21 +102,66 @@ class Images:
 
         Args:
             path: where it is.
-            digest: what its content's digest has to be; None: any.
+            digest: what its content's digest has to be; None: any. One that was given (`give`) is
+                what was open then, whatever has become of its file.
 
         Raises:
             OSError: it is not there or cannot be read.
             ImageError: it is damaged, or another one.
         """
-        key = (path, _stamp(path))
-        image = self._open.get(key)
+        if digest is not None and (given := self._given.get(digest)) is not None:
+            return given
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        image = self._open.get((path, _stamp(fd)))
         if image is None:
-            image = self._open[key] = Image(path)
+            image = self._open_fd(fd, path)
+        else:
+            os.close(fd)
         if digest is not None and image.digest != digest:
             raise ImageError(
                 f"{path} has digest {image.digest[:16]}..., and {digest[:16]}... is being served:"
                 " put that image back"
             )
+        return image
+
+    def give(self, fd: int, path: str, digest: str) -> None:
+        """Take an image that another process has opened; what it was opened as goes on.
+
+        Args:
+            fd: of its file; it stays the caller's.
+            path: where it was.
+            digest: of its content.
+
+        Raises:
+            OSError, ImageError: it cannot be used any more.
+        """
+        image = self._open_fd(os.dup(fd), path)
+        if image.digest != digest:
+            raise ImageError(f"{path} has been changed while it was served: put that image back")
+        self._given[digest] = image
+        if path == self.single:
+            self._held = image
+
+    def forget(self, digest: str) -> None:
+        """Nobody is served any more from an image that was given."""
+        self._given.pop(digest, None)
+
+    def descriptor(self, digest: str) -> int | None:
+        """A descriptor of an open image's file, open as long as the image; None: there is none."""
+        for image in self._open.values():
+            if image.digest == digest and image.opened is not None:
+                return image.opened
+        return None
+
+    def _open_fd(self, fd: int, path: str) -> Image:
+        """Open an image by a descriptor, which is the image's then."""
+        try:
+            image = Image(path, opened=fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        weakref.finalize(image, os.close, fd)
+        self._open[path, _stamp(fd)] = image
         return image
 
 
@@ -132,6 +183,6 @@ def choose_working_set(image: Image, plan: Plan) -> tuple[WorkingSet | None, str
         return None, f"{error}. Served without it"
 
 
-def _stamp(path: str) -> _Stamp:
-    status = os.stat(path)
+def _stamp(fd: int) -> _Stamp:
+    status = os.fstat(fd)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

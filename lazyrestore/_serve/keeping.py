@@ -134,6 +134,11 @@ class Keeping:
         self.holdings.images[key] = image
         self._tell(held.image_message(key, image))
 
+    def unimage(self, key: str) -> None:
+        """Nobody is served from it any more."""
+        if self.holdings.images.pop(key, None) is not None:
+            self._tell(Message("unimage", {"key": key}))
+
     def accepted(self, key: str, fd: int) -> None:
         """Somebody has connected."""
         self.peer(key, HeldPeer({"socket": fd}))
@@ -158,14 +163,20 @@ class Keeping:
         self.holdings.trial = key
         self._tell(Message("trial", {"peer": key}))
 
-    def predecessor(self, message: Message | None) -> None:
-        """Who has to stop before what is held may be served; None: that has been done."""
-        if message is None:
-            self._extra = []
-            self._tell(Message("resolved"))
-        else:
-            self._extra = [message]
-            self._tell(message)
+    def predecessor(self, message: Message) -> None:
+        """Whose peers will be told of now; they are this service's own after `taking`."""
+        self._extra = [message]
+        self._tell(message)
+
+    def taking(self) -> None:
+        """The predecessor is about to be told to stop."""
+        self._extra.append(Message("taking"))
+        self._tell(self._extra[-1])
+
+    def resolved(self) -> None:
+        """The predecessor has stopped, or its peers were forgotten again."""
+        self._extra = []
+        self._tell(Message("resolved"))
 
     def leave(self) -> None:
         """Leave all that is held to the keeper, which serves it when this process has ended."""

@@ -3,43 +3,75 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
-import signal
+import socket
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lazyrestore.errors import LazyRestoreError
 
+from . import listen, takeover
 from .events import Events
+from .folders import follow_folders, paths_of
+from .holdings import Holdings
 from .images import Images
-from .listen import Listener, bind, close_all
-from .service import Service
+from .keeper import raise_limits
+from .keeping import Keeping
+from .listen import Listener, SocketError, SocketServed
+from .notify import Notifier, StatusFd
+from .reign import Reign
+from .running import Running, merge
+from .takeover import Inheritance, TakeoverLost
 
 if TYPE_CHECKING:
+    from .holdings import HeldPeer
     from .options import ServeOptions
 
-_FOLDER_AGAIN_S = 2.0
+_ATTEMPTS = 20
+_AGAIN_S = 0.1
 
 
 def serve(options: ServeOptions) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT, or until another service takes over.
 
     Raises:
         ValueError: the options do not go together, or a path cannot be.
         OSError, ImageError, WorkingSetError: the image or the working set cannot be used.
         LazyRestoreError: a socket cannot be listened on.
     """
+    raise_limits()
+    status = None if options.status_fd is None else StatusFd(options.status_fd)
     images = Images(options.image, options.image_dir)
     images.check()
     _check_plan(options, images)
-    listeners = [
-        bind(path, options.socket_mode)
-        for given in options.sockets
-        for path in _paths_of(images, given)
-    ]
+    events = Events(is_json=options.log_json)
+    inherited = listen.inherited()
+    keeping = Keeping(
+        Holdings(options=options.to_record()), Reign.new(), events.emit, is_wanted=options.keeper
+    )
+    keeping.start()
+    start = _Start(options, images, inherited)
     try:
-        asyncio.run(_run(options, images, listeners))
-    finally:
-        close_all(listeners)
+        for attempt in range(_ATTEMPTS):
+            try:
+                start.find_sockets()
+                start.inherit(keeping)
+                break
+            except TakeoverLost:
+                # Its keeper listens there by now, or will in a moment.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(_AGAIN_S)
+        asyncio.run(_run(options, images, keeping, events, start, status))
+    except BaseException:
+        # Who has been taken over from is the keeper's now.
+        if not keeping.holdings.peers:
+            keeping.finish()
+            listen.close_all(start.listeners)
+        raise
 
 
 def _check_plan(options: ServeOptions, images: Images) -> None:
@@ -53,57 +85,138 @@ def _check_plan(options: ServeOptions, images: Images) -> None:
         WorkingSet.load(options.working_set).check(image)
 
 
-def _paths_of(images: Images, given: str) -> list[str]:
-    """The sockets that are meant: one, or those of a folder."""
-    if not os.path.isdir(given):
-        return [given]
-    if images.folder is None:
-        raise ValueError(f"{given} is a folder: give the path of a socket, or --image-dir")
-    return images.sockets_in(given)
+@dataclass
+class _Start:
+    """What a service finds when it starts.
+
+    Attributes:
+        listeners: the sockets that it will listen on.
+        peers: of services that it has taken over from, who do not serve any more.
+        others: ended services' process numbers, and how many peers each had.
+    """
+
+    options: ServeOptions
+    images: Images
+    inherited: list[Listener]
+    listeners: list[Listener] = field(default_factory=list)
+    peers: dict[str, HeldPeer] = field(default_factory=dict)
+    others: list[tuple[int, int]] = field(default_factory=list)
+    _waiting: list[Inheritance] = field(default_factory=list)
+
+    def find_sockets(self) -> None:
+        """Bind what is free, and ask whoever serves the others for all that it has.
+
+        Raises:
+            TakeoverLost: who serves has ended meanwhile; to be called again.
+            TakeoverRefused, SocketError, ValueError: a socket cannot be had.
+        """
+        for listener in self.inherited:
+            if listener in self.listeners:
+                continue
+            connection = listen.connect_control(listener.number)
+            if connection is not None:
+                self._ask(connection)
+            self.listeners.append(listener)
+        for given in self.options.sockets:
+            for path in paths_of(self.images, given):
+                if self._has(path):
+                    continue
+                try:
+                    self.listeners.append(listen.bind(path, self.options.socket_mode))
+                except SocketServed:
+                    self._ask(_connect(path))
+                    if not self._has(path):
+                        raise SocketError(
+                            f"{path} is served by a process that listens at another path: give"
+                            " that one, or another"
+                        ) from None
+
+    def _has(self, path: str) -> bool:
+        return any(one.path == os.path.abspath(path) for one in self.listeners)
+
+    def _ask(self, connection: socket.socket) -> None:
+        found = takeover.ask(connection, force=self.options.takeover)
+        self._waiting.append(found)
+        mine = {listener.number for listener in self.inherited}
+        for held in found.holdings.listeners.values():
+            sock = socket.socket(fileno=held.fd)
+            listener = Listener(sock, held.path, held.identity)
+            if listener.number in mine:
+                sock.close()
+            else:
+                self.listeners.append(listener)
+        found.holdings.listeners.clear()
+
+    def inherit(self, keeping: Keeping) -> None:
+        """Have those who were asked stop, and the keeper hold what they held.
+
+        Raises:
+            TakeoverLost: one has ended, and its keeper goes on.
+        """
+        while self._waiting:
+            found = self._waiting[0]
+            keeping.predecessor(found.predecessor())
+            peers = merge(found.holdings, keeping)
+            keeping.taking()
+            try:
+                found.take()
+            except TakeoverLost:
+                for key in peers:
+                    keeping.gone(key)
+                raise
+            else:
+                self.peers.update(peers)
+                self.others.append((found.pid, len(peers)))
+                for digest, image in found.holdings.images.items():
+                    # What cannot be opened is said of the peer that wants it.
+                    with contextlib.suppress(OSError, LazyRestoreError):
+                        self.images.give(image.fd, image.path, digest)
+            finally:
+                keeping.resolved()
+                self._waiting.remove(found)
+                found.close()
 
 
-async def _run(options: ServeOptions, images: Images, listeners: list[Listener]) -> None:
-    events = Events(is_json=options.log_json)
-    service = Service(options, images, emit=events.emit)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, service.ended.set)
-    service.start()
-    for listener in listeners:
-        service.add_listener(listener)
+def _connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(takeover.ANSWER_S)
+        sock.connect(os.fsencode(path))
+    except (ConnectionRefusedError, FileNotFoundError):
+        sock.close()
+        raise TakeoverLost("who served has ended") from None
+    except OSError as error:
+        sock.close()
+        raise SocketError(f"cannot ask who serves {path}: {error.strerror or error}") from None
+    return sock
+
+
+async def _run(
+    options: ServeOptions,
+    images: Images,
+    keeping: Keeping,
+    events: Events,
+    start: _Start,
+    status: StatusFd | None,
+) -> None:
+    notifier = Notifier()
+    running = Running(
+        options, images, keeping, emit=events.emit, notifier=notifier, is_promoted=False
+    )
+    running.begin()
+    service = running.service
+    for pid, count in start.others:
+        events.emit("taken_over", **{"from": pid, "pid": os.getpid(), "peers": count})
+    service.numbers = itertools.count(1 + max((int(key) for key in start.peers), default=0))
+    for key, held in start.peers.items():
+        await running.adopt(key, held)
+    keeping.attach(asyncio.get_running_loop())
+    for listener in start.listeners:
+        running.listen(listener)
     folders = [path for path in options.sockets if os.path.isdir(path)]
     if folders:
-        service.spawn(_follow_folder(service, folders, listeners))
-    await service.ended.wait()
-    service.stop_admitting()
-    await service.close()
-    events.emit("stopped")
-
-
-async def _follow_folder(service: Service, folders: list[str], listeners: list[Listener]) -> None:
-    """Make sockets for images that come, and remove those of images that went."""
-    while True:
-        await asyncio.sleep(_FOLDER_AGAIN_S)
-        for folder in folders:
-            try:
-                wanted = {os.path.abspath(path) for path in service.images.sockets_in(folder)}
-            except OSError as error:
-                service.emit("error", reason=f"{error.filename}: {error.strerror}")
-                continue
-            mine = {
-                each.path: each
-                for each in listeners
-                if os.path.dirname(each.path) == os.path.abspath(folder)
-            }
-            for path in sorted(wanted - mine.keys()):
-                try:
-                    listener = bind(path, service.options.socket_mode)
-                except (LazyRestoreError, ValueError, OSError) as error:
-                    service.emit("error", reason=str(error))
-                    continue
-                listeners.append(listener)
-                service.add_listener(listener)
-            for path in sorted(mine.keys() - wanted):
-                listeners.remove(mine[path])
-                service.remove_listener(path)
-                mine[path].close()
+        service.spawn(follow_folders(running, folders))
+    notifier.ready(f"listening on {', '.join(one.path for one in start.listeners)}")
+    if status is not None:
+        status.ready()
+    await running.until_end()

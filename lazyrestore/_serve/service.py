@@ -145,6 +145,8 @@ class Service:
         self.peers_max = PEERS_MAX
         self.connections_max = CONNECTIONS_MAX
         self._tasks: set[asyncio.Task[None]] = set()
+        self._talks: dict[int, asyncio.Task[None]] = {}  # by connection
+        self._is_paused = False
         self._is_accepting = False
         self._watch = Watch(self)
         self._sets: dict[int, tuple[Image, WorkingSet | None]] = {}
@@ -207,9 +209,40 @@ class Service:
         self.loop.call_later(_ACCEPT_AGAIN_S, self._resume)
 
     def _resume(self) -> None:
+        if self._is_paused or self._is_accepting:
+            return
         self._is_accepting = True
         for listener in self.listeners.values():
             self._listen(listener)
+
+    async def pause(self) -> None:
+        """Accept nobody, and let be who has connected but is not served yet: a successor, or
+        `resume`, begins with them anew. Peers are served on.
+        """
+        self._is_paused = True
+        if self._is_accepting:
+            self._is_accepting = False
+            for listener in self.listeners.values():
+                self.loop.remove_reader(listener.sock.fileno())
+        talks = list(self._talks.values())
+        for talk in talks:
+            talk.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+        for connection in list(self.connections.values()):
+            # What was taken out of a socket cannot be put back: those have to connect again.
+            if connection.is_untouched:
+                connection.let_be()
+            else:
+                self._forget(connection)
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        self._is_paused = False
+        waiting = list(self.connections.values())
+        self.connections.clear()
+        for connection in waiting:
+            self.adopt_connection(connection.socket, connection.path, connection.id)
+        self._resume()
 
     def adopt_connection(
         self, sock: socket.socket, path: str, number: int | None = None
@@ -232,7 +265,7 @@ class Service:
         except Refusal as refusal:
             self._refuse(connection, refusal)
             return None
-        self.spawn(self._converse(connection))
+        self._talks[number] = self.spawn(self._converse(connection))
         return connection
 
     def _check_welcome(self, connection: Connection) -> None:
@@ -246,11 +279,12 @@ class Service:
                 "busy", f"{self.connections_max} others have connected and not said what they want"
             )
 
-    def spawn(self, work: Coroutine[object, object, None]) -> None:
+    def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Run a task, and hold it until it is done."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
         """Have another thread do what may block."""
@@ -270,13 +304,16 @@ class Service:
         except (LazyRestoreError, OSError, ValueError, MemoryError) as error:
             self._refuse(connection, Refusal("failed", str(error) or type(error).__name__))
         except asyncio.CancelledError:
-            self._forget(connection)
+            if not self._is_paused:
+                self._forget(connection)
             raise
         except BaseException as error:
             self._refuse(connection, Refusal("failed", f"this should not happen: {error!r}"))
             raise
         else:
             self._forget(connection)
+        finally:
+            self._talks.pop(connection.id, None)
 
     async def _hear(self, connection: Connection) -> None:
         first = await connection.first_bytes()

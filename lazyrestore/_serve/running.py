@@ -1,0 +1,301 @@
+"""A service within its loop, with all that is around it: signals, the keeper, successors, the end.
+
+The same for a service that was started, and for a keeper that has become one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, NoReturn
+
+from . import listen, shutdown, takeover
+from .holdings import HeldImage, HeldListener, HeldPeer, Holdings, Record
+from .listen import Listener
+from .peer import PeerFds
+from .service import NoLedger, Service
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .images import Images
+    from .keeping import Emit, Keeping
+    from .notify import Notifier
+    from .options import ServeOptions
+
+_IDLE_S = 0.5
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class KeeperLedger:
+    """What the service says of its peers, for the keeper."""
+
+    def __init__(self, keeping: Keeping, images: Images) -> None:
+        self._keeping = keeping
+        self._images = images
+        self._always: set[str] = set()  # the one image that is served: whoever comes gets it
+
+    def hold(self, path: str, digest: str) -> None:
+        """Keep an image whether anyone is served from it or not."""
+        self._always.add(digest)
+        self.image(path, digest)
+
+    def accepted(self, key: str, fd: int) -> None:
+        """See `service.Ledger`."""
+        self._keeping.accepted(key, fd)
+
+    def peer(self, key: str, record: Record, fds: dict[str, int]) -> None:
+        """See `service.Ledger`."""
+        self._keeping.peer(key, HeldPeer(fds, record))
+
+    def image(self, path: str, digest: str) -> None:
+        """See `service.Ledger`."""
+        if digest not in self._keeping.holdings.images:
+            fd = self._images.descriptor(digest)
+            if fd is not None:
+                # A copy: it is sent to each new keeper, and the image may have gone by then.
+                self._keeping.image(digest, HeldImage(os.dup(fd), path, digest))
+
+    def gone(self, key: str) -> None:
+        """See `service.Ledger`."""
+        self._keeping.gone(key)
+        held = self._keeping.holdings
+        used = {peer.record.get("digest") for peer in held.peers.values() if peer.record}
+        for digest in [one for one in held.images if one not in used and one not in self._always]:
+            image = held.images[digest]
+            self._keeping.unimage(digest)
+            os.close(image.fd)
+
+
+class Running:
+    """One service, from its first moment to its end.
+
+    Args:
+        options: what was asked for.
+        images: what is served.
+        keeping: the keeper, started.
+        emit: is told of what happens.
+        notifier: systemd's, if there is one.
+        is_promoted: this was a keeper: it ends with its last peer, and any new service takes over.
+    """
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        images: Images,
+        keeping: Keeping,
+        *,
+        emit: Emit,
+        notifier: Notifier,
+        is_promoted: bool,
+    ) -> None:
+        self.options = options
+        self.images = images
+        self.keeping = keeping
+        self.emit = emit
+        self.notifier = notifier
+        self.is_replaceable = is_promoted
+        self._ledger = KeeperLedger(keeping, images)
+        self.service = Service(options, images, emit=self._emit, ledger=self._ledger)
+        self.service.requests["takeover"] = self._on_takeover
+        self._hurry = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._is_taken = False
+        self._is_giving = False
+        self._is_waiting = False
+        self.listeners: list[Listener] = []
+
+    def _emit(self, name: str, **fields: object) -> None:
+        self.emit(name, **fields)
+        if name in ("gone", "refused"):
+            self.service.loop.call_soon(self._end_if_idle)
+
+    # The beginning.
+
+    def begin(self) -> None:
+        """Be ready for `listen` and `adopt`; within the loop."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
+        self.service.start()
+        if (image := self.images.held) is not None:
+            self._ledger.hold(image.path, image.digest)
+        if self.notifier.watchdog_s is not None:
+            self._say_alive()
+
+    def listen(self, listener: Listener) -> None:
+        """Accept from a socket."""
+        self.listeners.append(listener)
+        held = HeldListener(listener.sock.fileno(), listener.path, listener.identity)
+        self.keeping.listener(listener.path, held)
+        self.service.add_listener(listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Accept from it no more, and remove it."""
+        self.listeners.remove(listener)
+        self.service.remove_listener(listener.path)
+        self.keeping.unlisten(listener.path)
+        listener.close()
+
+    async def adopt(self, key: str, held: HeldPeer) -> None:
+        """Go on with somebody of a predecessor's. Who cannot be served is ended or let go."""
+        fds = dict(held.fds)
+        sock = socket.socket(fileno=fds.pop("socket")) if "socket" in fds else None
+        if held.record is None:
+            if sock is not None:
+                path = os.path.abspath(os.fsdecode(sock.getsockname() or ""))
+                self.service.adopt_connection(sock, path, int(key))
+            return
+        own = PeerFds(fds.get("userfaultfd", -1), sock, fds.get("pidfd"), fds.get("state", -1))
+        try:
+            peer = await self.service.adopt(held.record, own)
+        except Exception as error:
+            self._emit("error", peer=int(key), reason=f"it cannot be served on: {error}")
+            if self.options.on_error == "kill":
+                kill(own.pidfd)
+            self._ledger.gone(key)
+            own.close()
+            return
+        if held.record.get("is_filled"):
+            await self.service.in_thread(peer.fill)
+
+    # Successors.
+
+    async def _on_takeover(self, connection: Connection, message: dict[str, object]) -> None:
+        """Another service asks for everything."""
+        self._ledger.gone(str(connection.id))  # it is no peer
+        sock = connection.detach()
+        self.service.spawn(self._give(sock, message))
+
+    async def _give(self, sock: socket.socket, message: dict[str, object]) -> None:
+        if self._is_giving or self._is_taken:
+            sock.close()
+            return
+        self._is_giving = True
+        try:
+            self._is_taken = await takeover.give(sock, message, self)
+        finally:
+            self._is_giving = False
+        if self._is_taken:
+            self._stop.set()
+            self._hurry.set()
+
+    async def pause(self) -> None:
+        """See `takeover.Giver`."""
+        await self.service.pause()
+
+    def resume(self) -> None:
+        """See `takeover.Giver`."""
+        self.service.resume()
+
+    async def stop_serving(self) -> None:
+        """See `takeover.Giver`."""
+        await self.service.stop_serving()
+
+    # The end.
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def _end_if_idle(self) -> None:
+        if not self._is_waiting or not self.is_replaceable:
+            return
+        if not self.service.peers and not self.service.connections:
+            self._stop.set()
+
+    def _say_alive(self) -> None:
+        assert self.notifier.watchdog_s is not None
+        self.notifier.watchdog()
+        self.service.loop.call_later(self.notifier.watchdog_s / 3, self._say_alive)
+
+    async def until_end(self) -> None:
+        """Serve until told to end, or taken over; then do what is to be done. Ends the process
+        where peers are left to others: their descriptors are not to be closed in good order.
+        """
+        self._is_waiting = True
+        while not self._stop.is_set():
+            try:
+                async with asyncio.timeout(_IDLE_S if self.is_replaceable else None):
+                    await self._stop.wait()
+            except TimeoutError:
+                self._end_if_idle()
+        if self._is_taken:
+            self.emit("stopped", reason="another service has taken over")
+            leave_process()
+        await self._finish()
+
+    async def _finish(self) -> None:
+        self.is_replaceable = True
+        grace_s, count = self.options.grace_s, len(self.service.peers)
+        if count:
+            self.emit("grace", seconds=grace_s, peers=count)
+        self.notifier.stopping(f"filling {count} peers", extend_s=grace_s + 10)
+        left = await shutdown.finish(self.service, grace_s, self._hurry)
+        if self._is_taken:
+            self.emit("stopped", reason="another service has taken over")
+            leave_process()
+        for one in left:
+            self.emit(
+                "left",
+                peer=one.peer.id,
+                pid=one.peer.pid,
+                missing_bytes=one.missing_bytes,
+                reason=one.why,
+                to="the keeper" if self.keeping.pid else self.options.on_error,
+            )
+        if left and self.keeping.pid is not None:
+            await self._leave({one.peer.id for one in left})
+        for one in left:
+            if self.options.on_error == "kill":
+                kill(one.peer.fds.pidfd)
+        self.keeping.finish()
+        self.service.ledger = NoLedger()
+        await self.service.close()
+        listen.close_all(self.listeners)
+        self.emit("stopped")
+
+    async def _leave(self, left: set[int]) -> NoReturn:
+        """Leave the peers that are not complete to the keeper, which serves once this ends."""
+        for peer in list(self.service.peers.values()):
+            if peer.id not in left:
+                await self.service.end_peer(peer, "it is complete")
+        await self.service.pause()
+        self.keeping.leave()
+        for peer in self.service.peers.values():
+            await self.service.in_thread(self.service.recordings.save, peer, self._emit)
+        await self.service.stop_serving()
+        self.emit("stopped", reason=f"the keeper serves {len(left)} peers on")
+        leave_process()
+
+
+def kill(pidfd: int | None) -> None:
+    """End a process, if it can be."""
+    if pidfd is not None:
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except OSError:
+            return
+
+
+def leave_process() -> NoReturn:
+    """End without closing anything in good order: others have copies, and go on with them."""
+    os._exit(0)
+
+
+def merge(holdings: Holdings, keeping: Keeping) -> dict[str, HeldPeer]:
+    """Have the keeper hold what a predecessor held, peers under new numbers; these peers."""
+    for key, image in holdings.images.items():
+        if key not in keeping.holdings.images:
+            keeping.image(key, image)
+    numbers = [int(key) for key in keeping.holdings.peers]
+    first = max(numbers, default=0) + 1
+    made = {}
+    for number, peer in enumerate(holdings.peers.values(), first):
+        if peer.record is not None:
+            peer.record["id"] = number
+        keeping.peer(str(number), peer)
+        made[str(number)] = peer
+    return made
