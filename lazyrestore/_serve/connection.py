@@ -16,7 +16,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from .handshake import MessageScanner, Refusal
 
@@ -77,6 +77,7 @@ class Connection:
         path: of the socket that it came to.
         uid, pid: of who connected; pid 0: not visible from here.
         since: when it was accepted, time.time().
+        deadline: until when it has to be through, in the loop's time.
         data: bytes that came and are not taken yet.
         fds: descriptors that came with them; closed with the connection.
     """
@@ -88,6 +89,7 @@ class Connection:
         self.path = path
         self.pid, self.uid, self.gid = credentials(sock)
         self.since = time.time()
+        self.deadline = asyncio.get_running_loop().time() + HANDSHAKE_S
         self.data = bytearray()
         self.fds: list[int] = []
         self._peeked = 0  # bytes of `data` that are still in the socket
@@ -101,19 +103,32 @@ class Connection:
         """The socket's."""
         return self.socket.fileno()
 
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                yield
+        except TimeoutError:
+            late = f"its handshake was not whole after {HANDSHAKE_S:g} s"
+            raise Refusal("timeout", late) from None
+
     async def receive(self) -> bool:
         """Wait for more, and append it to `data` and `fds`; False at the end of the file.
 
         Raises:
-            Refusal: more descriptors came than anyone sends, or they cannot be received.
+            Refusal: its time is over; more descriptors came than anyone sends, or they cannot be
+                received.
             OSError: the connection broke.
         """
         while True:
             self._came.clear()
             try:
-                return self._receive_now()
+                is_more = self._receive_now()
+                await asyncio.sleep(0)  # the others' turn: it may send without end
+                return is_more
             except BlockingIOError:
-                await self._came.wait()
+                async with self._in_time():
+                    await self._came.wait()
 
     def _receive_now(self) -> bool:
         flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if self._is_peeking else 0)
@@ -206,6 +221,7 @@ class Connection:
         """Send all, descriptors with the first byte. Waits while the other side does not read.
 
         Raises:
+            Refusal: its time is over.
             OSError: the other side is gone.
         """
         loop = asyncio.get_running_loop()
@@ -215,7 +231,8 @@ class Connection:
             try:
                 sent = self.socket.sendmsg([view], ancillary, socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                await _writable(loop, self.socket)
+                async with self._in_time():
+                    await _writable(loop, self.socket)
                 continue
             view, ancillary = view[sent:], []
 

@@ -111,7 +111,8 @@ class Images:
         """
         if digest is not None and (given := self._given.get(digest)) is not None:
             return given
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not blocking: a FIFO of that name must not be waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         image = self._open.get((path, _stamp(fd)))
         if image is None:
             image = self._open_fd(fd, path)

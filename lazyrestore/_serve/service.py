@@ -23,11 +23,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from lazyrestore.errors import LazyRestoreError
+from lazyrestore.errors import LazyRestoreError, ProcessError
 
 from .connection import (
     ATTACH_MAGIC,
-    HANDSHAKE_S,
     Connection,
     Edges,
     choose_uffd,
@@ -147,6 +146,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._talks: dict[int, asyncio.Task[None]] = {}  # by connection
         self._is_paused = False
+        self._endings: set[asyncio.Future[None]] = set()
         self._is_accepting = False
         self._watch = Watch(self)
         self._sets: dict[int, tuple[Image, WorkingSet | None]] = {}
@@ -287,20 +287,23 @@ class Service:
         return task
 
     async def in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
-        """Have another thread do what may block."""
-        return await self.loop.run_in_executor(self.executor, call, *arguments)
+        """Have another thread do what may block. What is cancelled here ends when that is done."""
+        work = self.loop.run_in_executor(self.executor, call, *arguments)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            raise
 
     # Talking.
 
     async def _converse(self, connection: Connection) -> None:
         try:
-            async with asyncio.timeout(HANDSHAKE_S):
-                await self._hear(connection)
+            await self._hear(connection)
         except Refusal as refusal:
             self._refuse(connection, refusal)
-        except TimeoutError:
-            late = f"its handshake was not whole after {HANDSHAKE_S:g} s"
-            self._refuse(connection, Refusal("timeout", late))
+        except ProcessError as error:
+            self._refuse(connection, Refusal("gone", str(error)))
         except (LazyRestoreError, OSError, ValueError, MemoryError) as error:
             self._refuse(connection, Refusal("failed", str(error) or type(error).__name__))
         except asyncio.CancelledError:
@@ -347,7 +350,7 @@ class Service:
             since=connection.since,
             fds=self.descriptors(connection, uffd),
         )
-        self.admit(peer, connection, first_set)
+        await self.admit(peer, connection, first_set)
 
     async def _answer(self, connection: Connection, kind: str, message: dict[str, object]) -> None:
         handler = self.requests.get(kind)
@@ -393,7 +396,7 @@ class Service:
 
     # Serving.
 
-    def admit(self, peer: Peer, connection: Connection, first: WorkingSet | None) -> None:
+    async def admit(self, peer: Peer, connection: Connection, first: WorkingSet | None) -> None:
         """Serve who has finished a handshake; the connection becomes the peer's.
 
         Raises:
@@ -410,13 +413,14 @@ class Service:
             self.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
             connection.take(len(connection.data))
             self.emit("admitted", **describe(peer))
-            self._begin(peer, first)
+            await self._start(peer, first)
         except BaseException:
             peer.fds.socket = None  # the connection's again, for a last word
-            peer.close()
+            await self.in_thread(peer.close)
             raise
         connection.detach()
         self.connections.pop(connection.id, None)
+        self._watch.add(peer)
 
     async def adopt(self, record: Mapping[str, object], fds: PeerFds) -> Peer:
         """Go on serving a peer of a predecessor's, by `Peer.record` and its descriptors.
@@ -428,16 +432,16 @@ class Service:
         """
         peer = Peer.from_record(record, fds, self.images.open)
         peer.prepare()
-        self._begin(peer, None)
+        await self._start(peer, None)
+        self._watch.add(peer)
         return peer
 
-    def _begin(self, peer: Peer, first: WorkingSet | None) -> None:
-        peer.start(
-            self.options.plan, "fence" if self.options.on_error == "poison" else "hold", first
-        )
+    async def _start(self, peer: Peer, first: WorkingSet | None) -> None:
+        on_error = "fence" if self.options.on_error == "poison" else "hold"
+        # In a thread: it waits for a predecessor that is just dying, and for the peer's memory.
+        await self.in_thread(peer.start, self.options.plan, on_error, first)
         self.peers[peer.id] = peer
         self.admitted += 1
-        self._watch.add(peer)
         self.emit("serving", **describe(peer))
 
     async def end_peer(self, peer: Peer, reason: str) -> None:
@@ -445,6 +449,11 @@ class Service:
         if self.peers.pop(peer.id, None) is None:
             return
         self._watch.remove(peer)
+        self._endings.add(ending := asyncio.ensure_future(self._end_peer(peer, reason)))
+        ending.add_done_callback(self._endings.discard)
+        await asyncio.shield(ending)
+
+    async def _end_peer(self, peer: Peer, reason: str) -> None:
         stats = await self.in_thread(peer.stats)
         await self.in_thread(self.recordings.save, peer, self.emit)
         self.ledger.gone(str(peer.id))
@@ -476,6 +485,7 @@ class Service:
             self._is_accepting = False
         for peer in list(self.peers.values()):
             await self.end_peer(peer, "the service ended")
+        await asyncio.gather(*self._endings)
         self._edges.close()
         self.executor.shutdown(wait=False)
 
