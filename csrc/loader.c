@@ -19,6 +19,8 @@ int lr_hands_open(struct lr_hands *hands, const struct lr_target *target)
 		return code;
 	/* Had now: at a memory limit the pager must not wait for pages of its own. */
 	memset(hands->decoder.buffers, 0, 2 * (size_t)info->cluster_size);
+	memset(hands->decoder.cache.slots, 0,
+	       LR_INDEX_CACHE_SLOTS * sizeof(*hands->decoder.cache.slots));
 	if (target->host_page > info->page_size) {
 		void *expanded = mmap(NULL, info->cluster_size, PROT_READ | PROT_WRITE,
 				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
