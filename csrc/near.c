@@ -43,7 +43,8 @@
 void lr_near_note(struct lr_near *near, uint32_t thread, uint64_t read_ns, uint64_t served_ns)
 {
 	uint64_t gap_ns = read_ns - near->served_ns;
-	bool is_soon = gap_ns < GAP_NS;
+	bool is_soon =
+		gap_ns < GAP_NS || atomic_load_explicit(&near->ignores_load, memory_order_relaxed);
 
 	near->since++;
 	near->is_late = gap_ns > LATE_NS;

@@ -36,7 +36,7 @@ struct lr_near {
 	cpu_set_t allowed;         /* to the pager's own thread */
 	int32_t process;           /* whose threads they are; 0: this one */
 	bool was_lent;             /* so it is of the class IDLE now */
-	_Atomic bool ignores_load; /* for tests: may have the turn on a busy machine too */
+	_Atomic bool ignores_load; /* for tests: may have the turn on a busy or slow machine too */
 	_Atomic bool is_unfit;     /* what it needs is not allowed here */
 	_Atomic bool is_stopping;  /* `turn` is waited on, and waked */
 	_Atomic uint32_t turn;     /* enum lr_near_turn */

@@ -84,6 +84,7 @@ static inline int cgroup_try_make(struct cgroup *cgroup, const char *path)
 	if (!cgroup->is_v1)
 		cgroup_try_write(parent, "cgroup.subtree_control", "+memory");
 	snprintf(cgroup->folder, sizeof(cgroup->folder), "%s/lr-test-%d", parent, (int)getpid());
+	rmdir(cgroup->folder); /* of a process that was killed, and had this number */
 	if (mkdir(cgroup->folder, 0755) == -1)
 		return errno;
 	int error = cgroup->is_v1 ? cgroup_try_write(cgroup->folder, "memory.limit_in_bytes", "-1")

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <time.h>
 
 #include "image_builder.h"
@@ -94,16 +95,23 @@ static struct counts count_later(unsigned threads)
 	return now;
 }
 
-static void check_back(const struct counts *before)
+static bool is_back(const struct counts *before, const struct counts *now)
 {
-	struct counts now = count_later(before->threads);
+	if (now->fds > before->fds || now->threads > before->threads)
+		return false;
+	return !OWN_ALLOCATOR
+	       || (now->mappings <= before->mappings && now->mapped_pages <= before->mapped_pages
+		   && now->heap_bytes <= before->heap_bytes);
+}
 
-	CHECK_EQ(now.fds, before->fds);
-	CHECK_EQ(now.threads, before->threads);
+static void check_back(const struct counts *before, const struct counts *now)
+{
+	CHECK_EQ(now->fds, before->fds);
+	CHECK_EQ(now->threads, before->threads);
 	if (OWN_ALLOCATOR) {
-		CHECK_EQ(now.mappings, before->mappings);
-		CHECK_EQ(now.mapped_pages, before->mapped_pages);
-		CHECK_EQ(now.heap_bytes, before->heap_bytes);
+		CHECK_EQ(now->mappings, before->mappings);
+		CHECK_EQ(now->mapped_pages, before->mapped_pages);
+		CHECK_EQ(now->heap_bytes, before->heap_bytes);
 	}
 }
 
@@ -225,19 +233,26 @@ static void fork_and_close(unsigned step)
 	lr_session_close(session);
 }
 
+/* What the C library keeps for threads depends on how many there are at a moment: that may grow
+ * once more. What is left behind by each cycle, or by some, grows each time. */
 static void run_cycles(void (*cycle)(unsigned), unsigned cycles)
 {
-	struct counts before;
+	struct counts before, now;
 	unsigned threads;
 
 	make_image();
 	threads = count_all().threads;
 	for (unsigned i = 0; i < WARM_UP; i++)
 		cycle(i);
-	before = count_later(threads);
-	for (unsigned i = 0; i < cycles; i++)
-		cycle(i);
-	check_back(&before);
+	now = count_later(threads);
+	for (int tries = 0; tries < 4 && (tries == 0 || !is_back(&before, &now)); tries++) {
+		before = now;
+		for (unsigned i = 0; i < cycles; i++)
+			cycle(i);
+		now = count_later(threads);
+	}
+	if (!is_back(&before, &now))
+		check_back(&before, &now);
 	image_fini(&image);
 }
 
@@ -299,8 +314,11 @@ static void failures_leave_nothing(void)
 }
 
 static const struct check_case cases[] = {
-	CHECK_CASE_LIMIT(maps_leave_nothing, 60),   CHECK_CASE_LIMIT(attachments_leave_nothing, 60),
-	CHECK_CASE_LIMIT(fences_leave_nothing, 60), CHECK_CASE_LIMIT(fills_leave_nothing, 60),
-	CHECK_CASE_LIMIT(forks_leave_nothing, 60),  CHECK_CASE_LIMIT(failures_leave_nothing, 60),
+	CHECK_CASE_LIMIT(maps_leave_nothing, 240),
+	CHECK_CASE_LIMIT(attachments_leave_nothing, 240),
+	CHECK_CASE_LIMIT(fences_leave_nothing, 240),
+	CHECK_CASE_LIMIT(fills_leave_nothing, 240),
+	CHECK_CASE_LIMIT(forks_leave_nothing, 240),
+	CHECK_CASE_LIMIT(failures_leave_nothing, 240),
 };
 CHECK_MAIN(cases)

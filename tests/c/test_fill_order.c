@@ -181,7 +181,7 @@ static void loads_the_first_first(void)
 	open_at(0);
 	CHECK_EQ(lr_session_wait_first(session, 0), LR_ERR_ARGUMENT);
 	CHECK_EQ(lr_session_fill(session, &options), LR_OK);
-	CHECK_EQ(lr_session_wait_first(session, 15000000000), LR_OK);
+	CHECK_EQ(lr_session_wait_first(session, -1), LR_OK);
 	for (uint64_t i = 0; i < LENGTH / CLUSTER; i++) {
 		bool is_wanted = false;
 
@@ -189,7 +189,7 @@ static void loads_the_first_first(void)
 			is_wanted |= wanted[j] == i;
 		CHECK_EQ(is_there(i), is_wanted);
 	}
-	CHECK_EQ(lr_session_wait(session, 15000000000), LR_OK);
+	CHECK_EQ(lr_session_wait(session, -1), LR_OK);
 	CHECK(is_registered(memory));
 	CHECK_EQ(faults(), 0);
 	check_all();
@@ -225,7 +225,7 @@ static void refuses_clusters_that_are_not_there(void)
 	options.first = wanted;
 	options.first_count = 1;
 	CHECK_EQ(lr_session_fill(session, &options), LR_OK);
-	CHECK_EQ(lr_session_wait(session, 15000000000), LR_OK);
+	CHECK_EQ(lr_session_wait(session, -1), LR_OK);
 	tear_down();
 }
 
@@ -261,23 +261,23 @@ static void children_get_the_rest_by_themselves(void)
 			_exit(memcmp(memory, image.regions[0].bytes, LENGTH) != 0);
 		}
 		CHECK_CHILD(child);
-		CHECK_EQ(lr_session_wait(session, 15000000000), LR_OK);
+		CHECK_EQ(lr_session_wait(session, -1), LR_OK);
 		check_all();
 		tear_down();
 	}
 }
 
 static const struct check_case cases[] = {
-	CHECK_CASE(gives_back_what_is_complete),
-	CHECK_CASE(knows_what_it_gave_back),
-	CHECK_CASE(leaves_zeros_to_the_kernel),
-	CHECK_CASE(keeps_what_is_not_complete),
-	CHECK_CASE(never_gives_back_what_is_missing),
-	CHECK_CASE(serves_from_what_is_decoded),
-	CHECK_CASE(loads_the_first_first),
-	CHECK_CASE(loads_the_rest_afterwards),
-	CHECK_CASE(refuses_clusters_that_are_not_there),
-	CHECK_CASE(ends_when_it_is_closed),
-	CHECK_CASE(children_get_the_rest_by_themselves),
+	CHECK_CASE_LIMIT(gives_back_what_is_complete, 60),
+	CHECK_CASE_LIMIT(knows_what_it_gave_back, 60),
+	CHECK_CASE_LIMIT(leaves_zeros_to_the_kernel, 60),
+	CHECK_CASE_LIMIT(keeps_what_is_not_complete, 60),
+	CHECK_CASE_LIMIT(never_gives_back_what_is_missing, 60),
+	CHECK_CASE_LIMIT(serves_from_what_is_decoded, 60),
+	CHECK_CASE_LIMIT(loads_the_first_first, 60),
+	CHECK_CASE_LIMIT(loads_the_rest_afterwards, 60),
+	CHECK_CASE_LIMIT(refuses_clusters_that_are_not_there, 60),
+	CHECK_CASE_LIMIT(ends_when_it_is_closed, 60),
+	CHECK_CASE_LIMIT(children_get_the_rest_by_themselves, 60),
 };
 CHECK_MAIN(cases)

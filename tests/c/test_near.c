@@ -11,7 +11,7 @@
 #include "image_builder.h"
 #include "session.h"
 
-#define PAGES 6000u
+#define PAGES 8000u
 
 struct setting {
 	struct image image;
@@ -90,20 +90,23 @@ static bool is_machine_busy(void)
 	return false;
 }
 
-/* Touch until it serves. */
+/* Touch until it serves. It may have had too little of a processor a moment ago, and is left out
+ * for a while then: of the pages a third may go for that, each time. */
 static void have_it_serve(struct setting *set)
 {
-	uint32_t before = rounds(set);
+	uint32_t before = rounds(set), left = (PAGES - set->next) / 3;
+	bool was_busy = false;
 
-	for (int tries = 0; rounds(set) == before && tries < 40; tries++) {
+	for (uint32_t tries = 0; rounds(set) == before && tries < left / 20; tries++) {
 		touch(set, 20);
-		/* It may have had too little of a processor a moment ago. */
-		if (rounds(set) == before && tries > 2)
-			usleep(50000);
+		if (rounds(set) > before)
+			return;
+		if (is_unfit(set))
+			SKIP("this thread may not choose its scheduling class");
+		if (tries > 2)
+			was_busy |= is_machine_busy();
 	}
-	if (rounds(set) == before && is_unfit(set))
-		SKIP("this thread may not choose its scheduling class");
-	if (rounds(set) == before && is_machine_busy())
+	if (rounds(set) == before && was_busy)
 		SKIP("others keep each processor busy");
 	CHECK(rounds(set) > before);
 }
@@ -357,7 +360,7 @@ static void nobody_waits_for_its_wake(void)
 	while (poll(&is_held, 1, 10) == 0 && atomic_load(&touched_count) < PAGES)
 		continue;
 	before = atomic_load(&touched_count);
-	for (int i = 0; i < 500 && set.next < PAGES && atomic_load(&touched_count) < before + 100;
+	for (int i = 0; i < 2000 && set.next < PAGES && atomic_load(&touched_count) < before + 100;
 	     i++)
 		usleep(10000);
 	if (is_held.revents & POLLIN)
@@ -380,13 +383,13 @@ static void nobody_waits_for_its_wake(void)
 #endif
 
 static const struct check_case cases[] = {
-	CHECK_CASE(serves_who_faults_again_and_again),
-	CHECK_CASE(gives_the_turn_back_when_nobody_faults),
-	CHECK_CASE(gives_way_to_loads_ahead),
-	CHECK_CASE_LIMIT(closes_while_it_has_the_turn, 60),
-	CHECK_CASE_LIMIT(children_go_on_alone, 60),
+	CHECK_CASE_LIMIT(serves_who_faults_again_and_again, 60),
+	CHECK_CASE_LIMIT(gives_the_turn_back_when_nobody_faults, 60),
+	CHECK_CASE_LIMIT(gives_way_to_loads_ahead, 60),
+	CHECK_CASE_LIMIT(closes_while_it_has_the_turn, 120),
+	CHECK_CASE_LIMIT(children_go_on_alone, 120),
 	CHECK_CASE_LIMIT(is_relieved_where_it_gets_no_time, 60),
-	CHECK_CASE(serves_others_too),
-	CHECK_CASE(nobody_waits_for_its_wake),
+	CHECK_CASE_LIMIT(serves_others_too, 60),
+	CHECK_CASE_LIMIT(nobody_waits_for_its_wake, 60),
 };
 CHECK_MAIN(cases)
