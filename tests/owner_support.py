@@ -295,8 +295,9 @@ class CSession:
         if self._fill:
             self.check(lib.lr_session_fill(self.handle, ffi.NULL))
 
-    def wait(self, seconds: float = 60) -> None:
-        self.check(lib.lr_session_wait(self.handle, int(seconds * 1e9)))
+    def wait(self) -> None:
+        # Without a limit: that is its process's.
+        self.check(lib.lr_session_wait(self.handle, -1))
 
     def populate(self, offset: int, length: int, region: int = 0) -> int:
         """0 or a negative code."""

@@ -109,7 +109,7 @@ def test_the_fill_goes_round_what_cannot_be_loaded(image, kind):
         break_it()  # opening reads no cluster
         session = lazyrestore.restore(path, lazy=True, prefetch="all")
         region = session["weights"]
-        assert session.wait(20) in (True, False)
+        assert session.wait() in (True, False)
         assert session.stats().fill in ("complete", "stopped"), session.stats().fill
         (error,) = session.errors
         assert (error.region, error.cluster) == ("weights", BAD), error

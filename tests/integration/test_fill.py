@@ -76,7 +76,7 @@ def test_afterwards_it_is_plain_memory(image):
         """
         with restored() as session:
             region = session["memory"]
-            assert session.wait(30)
+            assert session.wait()
             assert "um" not in vm_flags(region.address)
             assert "dc" not in vm_flags(region.address)  # children have it
             assert bytes(region) == expected
@@ -94,7 +94,7 @@ def test_zeros_take_no_memory(image):
         image,
         """
         with restored() as session:
-            assert session.wait(30)
+            assert session.wait()
             resident = session.stats().resident_bytes
             zeros = expected.count(bytes(4096))
             assert bytes(session["memory"]) == expected
@@ -131,7 +131,7 @@ def test_touched_from_all_sides(image):
                 for thread in threads:
                     thread.join()
                 assert not wrong
-                assert session.wait(30)
+                assert session.wait()
                 assert bytes(region) == expected
         """,
     )
@@ -153,7 +153,7 @@ def test_what_is_written_and_given_up_meanwhile_stays_so(image):
                     length = min(chance.choice((1, 5, 600)) * 4096, LENGTH - at)
                     region.madvise(mmap.MADV_DONTNEED, at, length)
                     now[at : at + length] = bytes(length)
-            assert session.wait(30)
+            assert session.wait()
             assert bytes(region) == now
         """,
     )
@@ -165,7 +165,7 @@ def test_children_of_a_complete_session(image):
         image,
         """
         with restored() as session:
-            assert session.wait(30)
+            assert session.wait()
             region = session["memory"]
             child = os.fork()
             if child == 0:

@@ -204,7 +204,7 @@ def test_children_while_the_fill_is_running(large):
             missed.append(missing(region))
             same(region, expected, shuffled(10 + number)[:50])
         assert [end_of(pid) for pid in children] == [0] * 4
-        assert session.wait(60) is True
+        assert session.wait() is True
         assert session.stats().fill == "complete"
         assert missing(region) == 0
         run(same, region, expected)

@@ -131,7 +131,7 @@ def test_a_child_restores_for_itself(make_image, image):
                 same(own["a"], more["a"])
                 same(region, expected, shuffled(3))
                 same(again["a"], expected)
-                assert own.wait(20) is True
+                assert own.wait() is True
             session.close()
             with lazyrestore.restore(path, lazy=True) as own:
                 same(own["a"], expected)

@@ -462,10 +462,14 @@ def test_ctrl_c_ends_populate_soon_and_the_session_goes_on(tmp_path):
         image.zero(200 << 30)
     run_in_child(
         """
-        import signal, sys, threading, os
+        import os, signal, sys, threading, time
         import lazyrestore
         with lazyrestore.restore(sys.argv[1], lazy=True) as session:
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            def interrupt():
+                while session.stats().pages_zeroed < 100_000:
+                    time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGINT)
+            threading.Thread(target=interrupt).start()
             try:
                 session["large"].populate()
             except KeyboardInterrupt:

@@ -69,7 +69,7 @@ cgroup = Cgroup(Path(folder), is_v1=(Path(folder) / "memory.limit_in_bytes").exi
 limit = {LIMIT}
 with lazyrestore.restore(path, lazy=True, prefetch="all") as session:
     region = session["data"]
-    assert session.wait(60) is False
+    assert session.wait() is False
     assert session.stats().fill == "stopped", session.stats().fill
     assert session.wait(0) is False  # and that does not change
     used, filled = cgroup.used, region.resident_bytes
@@ -100,7 +100,7 @@ def test_the_fill_stops_short_of_an_ancestors_limit(large: Path, narrow: Cgroup)
     try:
         script = f"""{WALK}
 with lazyrestore.restore(path, lazy=True, prefetch="all") as session:
-    assert session.wait(60) is False
+    assert session.wait() is False
     assert session.stats().fill == "stopped", session.stats().fill
     walk(session["data"], 0, len(session["data"]))
     print("right")
@@ -116,7 +116,7 @@ def test_with_room_for_all_the_fill_completes(large: Path, narrow: Cgroup) -> No
     narrow.set_limit(REGION + LIMIT)
     script = f"""{WALK}
 with lazyrestore.restore(path, lazy=True, prefetch="all") as session:
-    assert session.wait(60) is True
+    assert session.wait() is True
     assert session.stats().fill == "complete", session.stats().fill
     copied = session.stats().pages_copied
     assert copied * 4096 == len(session["data"])

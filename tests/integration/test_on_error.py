@@ -103,7 +103,7 @@ def test_abort_in_a_child_ends_the_child_alone(image):
 
 def test_abort_changes_nothing_where_nothing_is_wrong(image):
     with lazyrestore.restore(image.path, lazy=True, on_error="abort", prefetch="all") as session:
-        assert session.wait(20) is True
+        assert session.wait() is True
         assert session["weights"][:] == image.expected["weights"]
         assert bytes(session["more"]) == image.expected["more"]
         assert session.errors == []

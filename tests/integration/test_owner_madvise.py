@@ -165,7 +165,7 @@ def test_while_the_fill_runs(make_image, advice):
                     lost.update(range(first, first + count))
                     page = chance.choice(list(lost))
                     assert get(region.address + page * PAGE) == ZERO, page
-                assert session.wait(60)
+                assert session.wait()
                 same(region.address, gone(expected, lost), seed)
                 assert session.stats().fill == "complete"
                 # Also once all is there and nobody serves any more.

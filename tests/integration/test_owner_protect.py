@@ -139,7 +139,7 @@ def test_mlockall_before_the_restore(make_image, flags, how):
                 region = session["a"]
                 base = region.address
                 if fill:
-                    assert session.wait(60)
+                    assert session.wait()
             same(base, expected, (flags, how, fill))
             mlockall(CURRENT | FUTURE)
             same(base, expected)

@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -305,10 +306,11 @@ def test_holes_of_a_file_are_zero_pages_and_not_read(tmp_path, path):
             sparse.write(b"here")
     if file.stat().st_blocks > 1 << 20:
         pytest.skip("this file system has no holes")
+    begin = time.process_time()
     report = lazyrestore.dump(RawFile(file), path)
+    assert time.process_time() - begin < 3  # reading 40 GiB takes longer
     assert report.hole_bytes == 0
     assert report.data_bytes <= 40 * PAGE
-    assert report.seconds < 10  # reading 40 GiB takes longer
     with lazyrestore.open(path) as image:
         for place in places:
             assert image.read("memory", place - 3, 10) == b"\0\0\0here\0\0\0"

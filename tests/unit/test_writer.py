@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import itertools
 import os
 import subprocess
 import tempfile
@@ -143,7 +142,7 @@ def test_index_of_long_runs(runs):
 
 @pytest.mark.parametrize("gap", ["zero", "hole"])
 def test_huge_gaps_cost_nothing(path, gap):
-    start = time.perf_counter()
+    start = time.process_time()
     with ImageWriter(path) as writer:
         writer.add_region("a")
         writer.write(b"x")
@@ -152,7 +151,7 @@ def test_huge_gaps_cost_nothing(path, gap):
         writer.add_region("b")
         getattr(writer, gap)((1 << 61) + 12345)
     # Milliseconds; the limit only tells them from what a loop over 64 GiB would take.
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert os.path.getsize(path) < 64 * KIB
     decoded = decode(path)
     assert decoded.logical_bytes == 64 * GIB + 2 + (1 << 61) + 12345
@@ -292,16 +291,16 @@ def test_regions_keep_what_they_were_given(path):
 
 def test_progress_is_told_now_and_then_and_at_the_end(path):
     told = []
-    with ImageWriter(
-        path, progress=lambda *now: told.append((*now, time.monotonic())), total_bytes=99
-    ) as writer:
+    begin = time.monotonic()
+    with ImageWriter(path, progress=lambda *now: told.append(now), total_bytes=99) as writer:
         writer.add_region("memory")
         for _ in range(300):
             writer.write(bytes(64 * KIB))
-    assert told[-1][:2] == (300 * 64 * KIB, 99)
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    for (_, _, before), (_, _, after) in itertools.pairwise(told[:-1]):
-        assert after - before >= 0.045
+    passed = time.monotonic() - begin
+    assert told[-1] == (300 * 64 * KIB, 99)
+    assert told == sorted(told)
+    # Each 50 ms, and at both ends. (Not from one to the next: this thread may be put aside.)
+    assert len(told) <= passed / 0.05 + 2
 
 
 # ---- Arguments that cannot be --------------------------------------------------------------------
