@@ -76,11 +76,11 @@ no_aslr := $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
 stress_args := --seconds $(STRESS_SECONDS) --hang 120
 sanitize: check-c check-sanitizers
 	@echo "AddressSanitizer, LeakSanitizer, UndefinedBehaviorSanitizer"
-	@$(core) test TEST_TIMEOUT=400 $(asan)
+	@$(core) test TEST_TIMEOUT=1200 $(asan)
 	@$(core) run-stress $(asan) STRESS_ARGS="$(stress_args) --no-fork"
 	@$(core) run-stress $(asan) STRESS_ARGS="$(stress_args) --threads 1 --no-fill"
 	@echo "ThreadSanitizer"
-	@$(no_aslr) $(core) test TEST_TIMEOUT=400 $(tsan)
+	@$(no_aslr) $(core) test TEST_TIMEOUT=1200 $(tsan)
 	@$(no_aslr) $(core) run-stress $(tsan) STRESS_ARGS="$(stress_args) --no-fork"
 
 soak: check-c

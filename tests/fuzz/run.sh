@@ -22,8 +22,10 @@ if ! has_fuzzer; then
 	fi
 	echo "installing clang libclang-rt-dev"
 	export DEBIAN_FRONTEND=noninteractive
-	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends clang libclang-rt-dev > /dev/null
+	# Others may be installing, and mirrors may be slow.
+	patient=(-o DPkg::Lock::Timeout=300 -o Acquire::Retries=5)
+	apt-get "${patient[@]}" update -qq
+	apt-get "${patient[@]}" install -y -qq --no-install-recommends clang libclang-rt-dev > /dev/null
 	has_fuzzer || { echo "clang is there now, and cannot build a fuzzer" >&2; exit 1; }
 fi
 

@@ -10,7 +10,7 @@ set +a
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 export TMPDIR=/run/tmp HYPOTHESIS_STORAGE_DIRECTORY=/run/tmp/hypothesis
 export LAZYRESTORE_LIBRARY=$TREE/build/liblazyrestore.so LAZYRESTORE_FIXTURES=$TREE/fixtures
-export CHECK_TIME_FACTOR=$TIME_FACTOR TERM=dumb PYTHONPATH=$TREE
+export TERM=dumb PYTHONPATH=$TREE
 busybox=/run/kernel-matrix/busybox
 failed=()
 
@@ -78,7 +78,7 @@ as_nobody() {
 c_tests() {
 	local user=$1
 	shift
-	"$user" "$TREE/csrc/run_tests.sh" $((120 * TIME_FACTOR)) "${@/#/$TREE/build/tests/}"
+	"$user" "$TREE/csrc/run_tests.sh" $((400 * TIME_FACTOR)) "${@/#/$TREE/build/tests/}"
 }
 
 # python_tests USER FILE...
