@@ -206,6 +206,34 @@ static void begin_reading(struct lr_pager *pager)
 	}
 }
 
+static bool is_left(const struct lr_uffd_message *messages, int count, uint64_t address)
+{
+	for (int i = 0; i < count; i++)
+		if ((messages[i].kind == LR_UFFD_UNMAP || messages[i].kind == LR_UFFD_REMAP)
+		    && address >= messages[i].start && address < messages[i].end)
+			return true;
+	return false;
+}
+
+/* Keep the faults that were read, but none where memory was unmapped or moved away: whoever waited
+ * there was waked, and asks again if he is still there. Answered late, his fault would be one of
+ * memory that is nobody's, and the address may be another userfaultfd's by now: the kernel asks
+ * only for any. */
+static void keep_faults(struct lr_pager *pager, const struct lr_uffd_message *messages, int count)
+{
+	uint64_t read_ns = count > 0 ? lr_clock_ns() : 0;
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < pager->waiting_count; i++)
+		if (!is_left(messages, count, pager->waiting[i].address))
+			pager->waiting[kept++] = pager->waiting[i];
+	pager->waiting_count = kept;
+	for (int i = 0; i < count; i++)
+		if (messages[i].kind == LR_UFFD_FAULT
+		    && !is_left(messages, count, messages[i].start))
+			keep(pager, &messages[i], read_ns);
+}
+
 /* Read all messages there are: what they say of the memory is done at once, faults are kept.
  * Returns how many were read. */
 static int read_messages(struct lr_pager *pager)
@@ -215,7 +243,6 @@ static int read_messages(struct lr_pager *pager)
 	int count, total = 0;
 
 	do {
-		uint64_t read_ns;
 		bool is_shared;
 
 		begin_reading(pager);
@@ -234,10 +261,7 @@ static int read_messages(struct lr_pager *pager)
 		if (is_shared)
 			pthread_mutex_unlock(&pager->loader.busy);
 		atomic_fetch_add(&target->reading, 1);
-		read_ns = count > 0 ? lr_clock_ns() : 0;
-		for (int i = 0; i < count; i++)
-			if (messages[i].kind == LR_UFFD_FAULT)
-				keep(pager, &messages[i], read_ns);
+		keep_faults(pager, messages, count);
 		total += count > 0 ? count : 0;
 		/* (A peer may have as many threads as it likes do nothing but this.) */
 	} while (count == LR_UFFD_MESSAGES_MAX
