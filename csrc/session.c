@@ -1,12 +1,11 @@
 #include "session.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "procmem.h"
+#include "early.h"
 #include "witness.h"
 
 #define WANTED_FEATURES                                                                            \
@@ -141,39 +140,6 @@ static struct lr_range *own_range(lr_session *session, uint32_t region, int *ret
 	return NULL;
 }
 
-/* True where the kernel says that there is no page yet. */
-static bool is_empty(const struct lr_range *range)
-{
-	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	struct lr_page_run run;
-	uint64_t next;
-	int64_t count;
-
-	if (pagemap < 0)
-		return false;
-	count = lr_procmem_runs_by_scan(pagemap, range->start, range->start + range->bytes, &run, 1,
-					&next, NULL);
-	close(pagemap);
-	return count == 0;
-}
-
-/* Pages that are there before the first fault would stay, as zeros: mlockall(MCL_FUTURE) makes
- * such. Drop them; afterwards pages are locked as they come. The range is `changing`, so this is
- * not taken for its owner's wish. */
-static int drop_early_pages(const struct lr_range *range, struct lr_problem *ret_problem)
-{
-	void *start = (void *)(uintptr_t)range->start;
-
-	if (is_empty(range) || madvise(start, range->bytes, MADV_DONTNEED) == 0)
-		return LR_OK;
-	if (errno == EINVAL && munlock(start, range->bytes) == 0
-	    && madvise(start, range->bytes, MADV_DONTNEED) == 0) {
-		mlock2(start, range->bytes, MLOCK_ONFAULT);
-		return LR_OK;
-	}
-	return lr_problem_from_errno(ret_problem, errno);
-}
-
 static int register_range(lr_session *session, const struct lr_range *range,
 			  struct lr_problem *ret_problem)
 {
@@ -185,7 +151,8 @@ static int register_range(lr_session *session, const struct lr_range *range,
 	 * zeros. */
 	if (code < 0)
 		return code;
-	code = drop_early_pages(range, ret_problem);
+	/* The range is `changing`, so this is not taken for its owner's wish. */
+	code = lr_early_drop(range->start, range->bytes, ret_problem);
 	/* What is still told of memory that was here before must not be taken for this. */
 	lr_target_settle_down(&session->target, range->start);
 	if (code == LR_OK && madvise(start, range->bytes, MADV_DONTFORK) < 0)
