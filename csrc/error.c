@@ -27,6 +27,8 @@ static const struct error_text texts[] = {
 	ENTRY(LR_ERR_CLOSED, "the region is closed"),
 	ENTRY(LR_ERR_PAGE_SIZE, "this kernel's pages are larger than the image's clusters"),
 	ENTRY(LR_ERR_STATE, "the peer's state is damaged, or belongs to another image"),
+	ENTRY(LR_ERR_REFUSED, "the service refused"),
+	ENTRY(LR_ERR_PROTOCOL, "what answers at that socket is not a lazyrestore service"),
 	ENTRY(LR_ERR_EMPTY, "the file is empty"),
 	ENTRY(LR_ERR_MAGIC, "not a lazyrestore image"),
 	ENTRY(LR_ERR_TRUNCATED, "the image is cut short, or was never finished"),

@@ -59,6 +59,8 @@ enum lr_error {
 	LR_ERR_CLOSED = -13,     /* the region was detached from its session */
 	LR_ERR_PAGE_SIZE = -14,  /* this kernel's pages are larger than the image's clusters */
 	LR_ERR_STATE = -15,      /* a peer's state is damaged, or belongs to another image */
+	LR_ERR_REFUSED = -16,    /* the service refused; lr_attach_get_refusal says why */
+	LR_ERR_PROTOCOL = -17,   /* what answers at that socket is not a service of ours */
 
 	LR_ERR_EMPTY = -20,     /* the file is empty */
 	LR_ERR_MAGIC = -21,     /* the file does not begin as an image */
@@ -424,6 +426,104 @@ int lr_session_serve(const lr_image *image, const struct lr_serve_options *optio
 		     lr_session **ret_session, struct lr_problem *ret_problem);
 /* Have all who wait for a page ask again, and what could not be loaded tried again. */
 int lr_session_retry(lr_session *session);
+
+/* ---- Attaching: memory of this process that a service restores ---- */
+
+/* `lazyrestore serve` has the image; this process has the memory, and hands its userfaultfd over.
+ * Each region is mapped anew, and not in children: they get SIGSEGV. A thread of the library's
+ * watches the connection. When nobody serves any more it tries to go on with whoever listens at the
+ * socket next, and when that does not come to pass within the deadline, what is missing is fenced:
+ * a touch gives SIGBUS (SIGSEGV before Linux 6.6), never zeros.
+ *
+ * Pages may be given up (madvise). The regions that lr_attach mapped are unmapped by lr_detach, and
+ * by nobody else. munmap and madvise wait until the service has noticed; if there is none, until
+ * the deadline. */
+typedef struct lr_attachment lr_attachment;
+
+enum lr_attachment_state {
+	LR_ATTACHMENT_CONNECTED = 0, /* not started yet */
+	LR_ATTACHMENT_SERVED = 1,
+	LR_ATTACHMENT_RESUMING = 2, /* nobody serves: the next service is waited for */
+	LR_ATTACHMENT_COMPLETE = 3, /* all was loaded: ordinary memory from now on */
+	LR_ATTACHMENT_FENCED = 4,   /* nobody came: what was missing cannot be touched */
+	LR_ATTACHMENT_CLOSED = 5,   /* this is a child of the process that attached */
+};
+
+/* Why a service refuses. Others may be added. */
+enum lr_refusal {
+	LR_REFUSAL_NONE = 0,
+	LR_REFUSAL_PROTOCOL = 1, /* a message is not as it should be, or of an unknown version */
+	LR_REFUSAL_USER = 2,     /* this user is not admitted */
+	LR_REFUSAL_IMAGE = 3,    /* the image cannot be read, or is another one than before */
+	LR_REFUSAL_RANGES = 4,   /* these ranges cannot be served */
+	LR_REFUSAL_STATE = 5,    /* what was handed over to resume is not usable */
+	LR_REFUSAL_LIMIT = 6,    /* too many peers, or too little of something */
+	LR_REFUSAL_STOPPING = 7, /* the service ends */
+};
+
+#define LR_ATTACH_METADATA 1 /* lr_attach_options.flags: lr_attachment_get_metadata is wanted */
+
+struct lr_attach_options {
+	uint32_t privilege;   /* enum lr_privilege */
+	uint32_t deadline_ms; /* to be served, and to be served again; 0: 5000 */
+	uint32_t flags;       /* LR_ATTACH_* */
+	uint32_t reserved;
+};
+
+struct lr_attachment_info {
+	uint32_t region_count;
+	uint32_t page_size; /* of the image */
+	uint32_t cluster_size;
+	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY: what was had */
+	uint32_t state;     /* enum lr_attachment_state */
+	uint32_t resumes;   /* how often another service went on with it */
+	uint64_t features;  /* userfaultfd features in use */
+	uint8_t digest[32]; /* of the image */
+};
+
+/* Map all regions. `socket`: its path, or NULL for the environment's LAZYRESTORE_SOCKET. A service
+ * that is not there yet is waited for until the deadline. LR_ERR_REFUSED, LR_ERR_PROTOCOL,
+ * LR_ERR_TIMEOUT, LR_ERR_NOT_FOUND (nothing listens there), LR_ERR_PERMISSION. `options` may be
+ * NULL. */
+int lr_attach(const char *socket, const struct lr_attach_options *options,
+	      lr_attachment **ret_attachment, struct lr_problem *ret_problem);
+/* What the service said when it last refused a call of this thread: a sentence, or "". Never NULL;
+ * valid until the thread's next. ret_code, which may be NULL, gets the enum lr_refusal. */
+const char *lr_attach_get_refusal(uint32_t *ret_code);
+
+void lr_attachment_get_info(const lr_attachment *attachment, struct lr_attachment_info *ret_info);
+uint32_t lr_attachment_get_region_count(const lr_attachment *attachment);
+/* As lr_image_get_region, but for clusters and flags, which are 0. */
+int lr_attachment_get_region(const lr_attachment *attachment, uint32_t region,
+			     struct lr_region_info *ret_info);
+/* The number of the region with that name (terminated), or LR_ERR_NOT_FOUND. */
+int lr_attachment_find(const lr_attachment *attachment, const char *name, uint32_t *ret_region);
+/* Where a region lies; NULL where its length is 0, or it is not mapped. */
+void *lr_attachment_get_address(const lr_attachment *attachment, uint32_t region);
+/* enum lr_attachment_state */
+uint32_t lr_attachment_get_state(const lr_attachment *attachment);
+/* Until all was loaded (LR_OK) or nobody serves any more for good (LR_ERR_GONE). LR_ERR_TIMEOUT;
+ * LR_ERR_CLOSED where it was not started. timeout_ns < 0: no limit. */
+int lr_attachment_wait(const lr_attachment *attachment, int64_t timeout_ns);
+/* The regions' metadata, a msgpack array as in the image; NULL without LR_ATTACH_METADATA. */
+const void *lr_attachment_get_metadata(const lr_attachment *attachment, uint64_t *ret_bytes);
+/* End it: the regions that it mapped are unmapped. Memory that was added is emptied, and no longer
+ * accessible. Takes NULL. */
+void lr_detach(lr_attachment *attachment);
+
+/* For who maps by himself: connect; add memory (empty, private, anonymous, of a region's length);
+ * start. All regions that are to be served are added before the start, by one thread. */
+int lr_attach_connect(const char *socket, const struct lr_attach_options *options,
+		      lr_attachment **ret_attachment, struct lr_problem *ret_problem);
+int lr_attachment_add(lr_attachment *attachment, uint32_t region, void *address,
+		      struct lr_problem *ret_problem);
+int lr_attachment_start(lr_attachment *attachment, struct lr_problem *ret_problem);
+/* Memory that was added: its owner is about to unmap it (while it is served), and nothing is done
+ * to it by lr_detach. */
+int lr_attachment_forget(lr_attachment *attachment, uint32_t region);
+/* The same, but it is emptied and made inaccessible here: its owner may unmap it at any time, also
+ * after lr_detach. */
+int lr_attachment_release(lr_attachment *attachment, uint32_t region);
 
 /* ---- Touching, for measurements ---- */
 

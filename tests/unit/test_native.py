@@ -40,6 +40,8 @@ EXPECTED = {
     "LR_ERR_CLOSED": ValueError,
     "LR_ERR_PAGE_SIZE": errors.KernelError,
     "LR_ERR_STATE": errors.RemoteError,
+    "LR_ERR_REFUSED": errors.RemoteError,
+    "LR_ERR_PROTOCOL": errors.RemoteError,
     "LR_ERR_EMPTY": errors.ImageError,
     "LR_ERR_MAGIC": errors.ImageError,
     "LR_ERR_TRUNCATED": errors.ImageError,
