@@ -116,6 +116,11 @@ class Image:
         return bytes(ffi.buffer(self._open_raw().digest)).hex()
 
     @property
+    def page_size(self) -> int:
+        """Bytes of a page, as it was dumped."""
+        return int(self._raw.page_size)
+
+    @property
     def cluster_size(self) -> int:
         """Bytes of a region that are compressed together."""
         return int(self._raw.cluster_size)
