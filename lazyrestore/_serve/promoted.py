@@ -20,7 +20,6 @@ from .options import ServeOptions
 from .running import Running, kill
 
 if TYPE_CHECKING:
-    from .keeping import Emit
     from .reign import Reign
 
 WINDOW_S = 60.0
@@ -91,26 +90,26 @@ def run(holdings: Holdings, reign: Reign, pager_pid: int, prepared: Prepared) ->
     # Before anything is served: whoever kills this one too shall not find it alone.
     keeping.start()
     images = prepared.images(holdings)
-    asyncio.run(_run(options, images, keeping, events.emit, pager_pid, admits=admits))
+    asyncio.run(_run(options, images, keeping, events, pager_pid, admits=admits))
 
 
 async def _run(
     options: ServeOptions,
     images: Images,
     keeping: Keeping,
-    emit: Emit,
+    events: Events,
     pager_pid: int,
     *,
     admits: bool,
 ) -> None:
     notifier = Notifier()
-    running = Running(options, images, keeping, emit=emit, notifier=notifier, is_promoted=True)
+    running = Running(options, images, keeping, events=events, notifier=notifier, is_promoted=True)
     running.begin()
     running.service.admits = admits
     holdings = keeping.holdings
     peers = dict(holdings.peers)
     running.service.numbers = itertools.count(1 + max((int(key) for key in peers), default=0))
-    emit(
+    events.emit(
         "taken_over",
         **{"from": pager_pid, "pid": os.getpid(), "peers": len(peers), "left": not admits},
     )
@@ -121,6 +120,7 @@ async def _run(
     keeping.attach(asyncio.get_running_loop())
     _listen(running, holdings)
     notifier.main_pid(f"serving {len(peers)} peers after the end of process {pager_pid}")
+    running.serve_metrics()
     if is_careful:
         await _adopt_carefully(running, peers)
     await running.until_end()

@@ -28,6 +28,7 @@ from .takeover import Inheritance, TakeoverLost
 
 if TYPE_CHECKING:
     from .holdings import HeldPeer
+    from .metrics import Metrics
     from .options import ServeOptions
 
 _ATTEMPTS = 20
@@ -47,6 +48,7 @@ def serve(options: ServeOptions) -> None:
     images = Images(options.image, options.image_dir)
     images.check()
     _check_plan(options, images)
+    metrics = _make_metrics(options)
     events = Events(is_json=options.log_json)
     inherited = listen.inherited()
     keeping = Keeping(
@@ -65,13 +67,21 @@ def serve(options: ServeOptions) -> None:
                 if attempt == _ATTEMPTS - 1:
                     raise
                 time.sleep(_AGAIN_S)
-        asyncio.run(_run(options, images, keeping, events, start, status))
+        asyncio.run(_run(options, images, keeping, events, start, status, metrics))
     except BaseException:
         # Who has been taken over from is the keeper's now.
         if not keeping.holdings.peers:
             keeping.finish()
             listen.close_all(start.listeners)
         raise
+
+
+def _make_metrics(options: ServeOptions) -> Metrics | None:
+    if options.metrics is None:
+        return None
+    from .metrics import Metrics
+
+    return Metrics(options.metrics)
 
 
 def _check_plan(options: ServeOptions, images: Images) -> None:
@@ -198,11 +208,10 @@ async def _run(
     events: Events,
     start: _Start,
     status: StatusFd | None,
+    metrics: Metrics | None,
 ) -> None:
     notifier = Notifier()
-    running = Running(
-        options, images, keeping, emit=events.emit, notifier=notifier, is_promoted=False
-    )
+    running = Running(options, images, keeping, events=events, notifier=notifier, is_promoted=False)
     running.begin()
     service = running.service
     for pid, count in start.others:
@@ -211,6 +220,10 @@ async def _run(
     for key, held in start.peers.items():
         await running.adopt(key, held)
     keeping.attach(asyncio.get_running_loop())
+    if metrics is not None and not start.others:
+        await metrics.start(service, running.status)
+    else:
+        running.serve_metrics()
     for listener in start.listeners:
         running.listen(listener)
     folders = [path for path in options.sockets if os.path.isdir(path)]

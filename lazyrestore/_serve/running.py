@@ -11,16 +11,20 @@ import signal
 import socket
 from typing import TYPE_CHECKING, NoReturn
 
+from lazyrestore.errors import LazyRestoreError
+
 from . import listen, shutdown, takeover
 from .holdings import HeldImage, HeldListener, HeldPeer, Holdings, Record
 from .listen import Listener
 from .peer import PeerFds
 from .service import NoLedger, Service
+from .status import Status
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .events import Events
     from .images import Images
-    from .keeping import Emit, Keeping
+    from .keeping import Keeping
     from .notify import Notifier
     from .options import ServeOptions
 
@@ -75,7 +79,7 @@ class Running:
         options: what was asked for.
         images: what is served.
         keeping: the keeper, started.
-        emit: is told of what happens.
+        events: is told of what happens.
         notifier: systemd's, if there is one.
         is_promoted: this was a keeper: it ends with its last peer, and any new service takes over.
     """
@@ -86,19 +90,23 @@ class Running:
         images: Images,
         keeping: Keeping,
         *,
-        emit: Emit,
+        events: Events,
         notifier: Notifier,
         is_promoted: bool,
     ) -> None:
         self.options = options
         self.images = images
         self.keeping = keeping
-        self.emit = emit
+        self.events = events
+        self.emit = events.emit
         self.notifier = notifier
         self.is_replaceable = is_promoted
         self._ledger = KeeperLedger(keeping, images)
         self.service = Service(options, images, emit=self._emit, ledger=self._ledger)
         self.service.requests["takeover"] = self._on_takeover
+        self.status = Status(
+            self.service, events, keeper_pid=lambda: keeping.pid, is_promoted=is_promoted
+        )
         self._hurry = asyncio.Event()
         self._stop = asyncio.Event()
         self._is_taken = False
@@ -193,6 +201,21 @@ class Running:
         """See `takeover.Giver`."""
         await self.service.stop_serving()
 
+    # Figures.
+
+    def serve_metrics(self) -> None:
+        """Serve them where they were asked for; if who served before is still there, later."""
+        if self.options.metrics is None:
+            return
+        from .metrics import Metrics
+
+        try:
+            metrics = Metrics(self.options.metrics)
+        except (ValueError, LazyRestoreError) as error:
+            self._emit("error", reason=str(error))
+            return
+        self.service.spawn(metrics.start_at_last(self.service, self.status))
+
     # The end.
 
     def _on_signal(self) -> None:
@@ -224,7 +247,7 @@ class Running:
                 self._end_if_idle()
         if self._is_taken:
             self.emit("stopped", reason="another service has taken over")
-            leave_process()
+            self._leave_process()
         await self._finish()
 
     async def _finish(self) -> None:
@@ -236,7 +259,7 @@ class Running:
         left = await shutdown.finish(self.service, grace_s, self._hurry)
         if self._is_taken:
             self.emit("stopped", reason="another service has taken over")
-            leave_process()
+            self._leave_process()
         for one in left:
             self.emit(
                 "left",
@@ -268,6 +291,10 @@ class Running:
             await self.service.in_thread(self.service.recordings.save, peer, self._emit)
         await self.service.stop_serving()
         self.emit("stopped", reason=f"the keeper serves {len(left)} peers on")
+        self._leave_process()
+
+    def _leave_process(self) -> NoReturn:
+        self.events.close()
         leave_process()
 
 

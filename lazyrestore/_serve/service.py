@@ -33,6 +33,7 @@ from .connection import (
     close_foreign,
     refusal_bytes,
 )
+from .figures import Tallies
 from .handshake import Refusal, page_size_of, parse_json, parse_regions, place
 from .images import Images, choose_working_set
 from .peer import Peer, PeerFds, Record, open_pidfd
@@ -114,6 +115,7 @@ class Service:
         ended: set when the service is to end; by whoever decides that.
         since: when it began, time.time().
         admitted: how many peers were served so far.
+        tallies: what they did, in figures.
     """
 
     def __init__(
@@ -138,6 +140,7 @@ class Service:
         self.ended = asyncio.Event()
         self.since = time.time()
         self.admitted = 0
+        self.tallies = Tallies(self)
         self.numbers = itertools.count(1)
         self.recordings = Recordings(options.record)
         self.executor = ThreadPoolExecutor(_THREADS, "lazyrestore-serve")
@@ -455,6 +458,7 @@ class Service:
 
     async def _end_peer(self, peer: Peer, reason: str) -> None:
         stats = await self.in_thread(peer.stats)
+        self.tallies.end(peer, stats)
         await self.in_thread(self.recordings.save, peer, self.emit)
         self.ledger.gone(str(peer.id))
         await self.in_thread(peer.close)
