@@ -459,6 +459,7 @@ enum lr_refusal {
 	LR_REFUSAL_STATE = 5,    /* what was handed over to resume is not usable */
 	LR_REFUSAL_LIMIT = 6,    /* too many peers, or too little of something */
 	LR_REFUSAL_STOPPING = 7, /* the service ends */
+	LR_REFUSAL_FAILED = 8,   /* something else went wrong there */
 };
 
 #define LR_ATTACH_METADATA 1 /* lr_attach_options.flags: lr_attachment_get_metadata is wanted */

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MAGIC = b"LRATTACH"
+REQUEST_MAGIC = b"LRRANGES"
 RANGES_MAX = 1 << 20
 """More than any image of ours has regions."""
 TEXT_BYTES_MAX = 480
@@ -49,15 +50,16 @@ SERVED = _HEAD.pack(b"LRSERVED", VERSION, 0)
 COMPLETE = _HEAD.pack(b"LRCOMPLT", VERSION, 0)
 
 REFUSALS = {
-    "protocol": 1,
-    "user": 2,
+    **dict.fromkeys(("protocol", "garbage", "no-fd", "descriptors", "timeout"), 1),
+    **dict.fromkeys(("user", "kill"), 2),
     "image": 3,
     "ranges": 4,
     "state": 5,
-    "limit": 6,
-    "stopping": 7,
+    **dict.fromkeys(("limit", "busy"), 6),
+    **dict.fromkeys(("stopping", "ending"), 7),
+    "failed": 8,
 }
-"""`enum lr_refusal` by a word; any other word is for what a peer has said: "protocol"."""
+"""`enum lr_refusal` by a word; any other word is "failed"."""
 
 
 class BadMessage(Exception):
@@ -134,7 +136,7 @@ def request_bytes(head: bytes) -> int:
     if len(head) != REQUEST_HEAD_BYTES:
         _fail("protocol", f"a request begins with {REQUEST_HEAD_BYTES} bytes, and not {len(head)}")
     magic, version, count = _HEAD.unpack_from(head)
-    if magic != b"LRRANGES" or version != VERSION:
+    if magic != REQUEST_MAGIC or version != VERSION:
         _fail("protocol", "its ranges are due, and it sent something else")
     if count > RANGES_MAX:
         _fail("limit", f"it has {count} ranges: {RANGES_MAX} are the most")
@@ -234,7 +236,7 @@ def build_refusal(code: str, message: str) -> bytes:
     """
     text = message.encode(errors="backslashreplace")[:TEXT_BYTES_MAX]
     text = text.decode(errors="ignore").encode()  # not in the middle of a character
-    return _HEAD.pack(b"LRREFUSE", REFUSALS.get(code, 1), len(text)) + text
+    return _HEAD.pack(b"LRREFUSE", REFUSALS.get(code, REFUSALS["failed"]), len(text)) + text
 
 
 def _fail(code: str, why: str) -> NoReturn:

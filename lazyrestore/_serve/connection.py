@@ -18,6 +18,8 @@ import struct
 import time
 from collections.abc import AsyncIterator, Sequence
 
+from .attaching import MAGIC as ATTACH_MAGIC
+from .attaching import REQUEST_MAGIC, build_refusal
 from .handshake import MessageScanner, Refusal
 
 HANDSHAKE_S = 10.0
@@ -28,11 +30,8 @@ _FD_BYTES = array.array("i").itemsize
 _ROOM = socket.CMSG_SPACE((FDS_MAX + 1) * _FD_BYTES)
 _SO_PEEK_OFF = 42
 _CREDENTIALS = struct.Struct("3i")
-_REFUSAL = struct.Struct("<8sII")
 _REFUSAL_BYTES_MAX = 1000
 _UFFD = "anon_inode:[userfaultfd]"
-
-ATTACH_MAGIC = b"LRATTACH"
 
 
 class Edges:
@@ -268,9 +267,8 @@ class Connection:
 def refusal_bytes(first: bytes, refusal: Refusal) -> bytes:
     """How somebody is told that he is refused, in the protocol that his first bytes are of."""
     text = str(refusal)
-    if first.startswith(ATTACH_MAGIC):
-        encoded = text.encode()[:_REFUSAL_BYTES_MAX]
-        return _REFUSAL.pack(b"LRREFUSE", 1, len(encoded)) + encoded
+    if first in (ATTACH_MAGIC, REQUEST_MAGIC):
+        return build_refusal(refusal.code, text)
     fields = {"error": {"code": refusal.code, "message": text[:_REFUSAL_BYTES_MAX]}}
     return json.dumps(fields).encode() + b"\n"
 

@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from lazyrestore.errors import LazyRestoreError, ProcessError
 
+from . import attached
+from .attaching import MAGIC as ATTACH_MAGIC
+from .attaching import REQUEST_MAGIC as ATTACHING_MAGIC
 from .connection import (
-    ATTACH_MAGIC,
     Connection,
     Edges,
     choose_uffd,
@@ -109,7 +111,6 @@ class Service:
         connections: whose handshake is not whole, by number.
         peers: who is served, by number.
         requests: what {"type": NAME} does, for the service's own user and root.
-        attach: what is done with a connection that began with LRATTACH: ends in `admit`.
         refused: how many were refused, by the reason's code.
         admits: whether anybody is admitted; see `stop_admitting`.
         ended: set when the service is to end; by whoever decides that.
@@ -134,7 +135,6 @@ class Service:
         self.connections: dict[int, Connection] = {}
         self.peers: dict[int, Peer] = {}
         self.requests: dict[str, Request] = {}
-        self.attach: Callable[[Connection], Awaitable[None]] | None = None
         self.refused: Counter[str] = Counter()
         self.admits = True
         self.ended = asyncio.Event()
@@ -326,11 +326,10 @@ class Service:
         if not first:
             return  # somebody looked whether we are there
         if first == ATTACH_MAGIC:
-            if self.attach is None:
-                raise Refusal("garbage", "this service serves no programs that attach")
-            connection.stop_peeking()
-            await self.attach(connection)
+            await attached.attend(self, connection)
             return
+        if first == ATTACHING_MAGIC:
+            return  # it was in the middle of it with a predecessor: it connects again
         message = parse_json(await connection.message())
         if isinstance(message, dict) and isinstance(kind := message.get("type"), str):
             connection.stop_peeking()
@@ -423,6 +422,7 @@ class Service:
             raise
         connection.detach()
         self.connections.pop(connection.id, None)
+        attached.say_served(peer)
         self._watch.add(peer)
 
     async def adopt(self, record: Mapping[str, object], fds: PeerFds) -> Peer:
@@ -436,6 +436,7 @@ class Service:
         peer = Peer.from_record(record, fds, self.images.open)
         peer.prepare()
         await self._start(peer, None)
+        attached.say_served(peer)
         self._watch.add(peer)
         return peer
 

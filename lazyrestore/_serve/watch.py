@@ -7,6 +7,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from . import attached
 from .connection import close_socket
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ class Watch:
         self._service.loop.remove_reader(sock.fileno())
         self._service.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
         close_socket(sock)
-        if peer.is_over():
+        if attached.is_over_when_closed(peer):
+            self._end(peer, "it has detached")
+        elif peer.is_over():
             self._end(peer, "its process has ended")
 
     def _on_event(self, peer: Peer) -> None:
@@ -121,6 +124,7 @@ class Watch:
         elif stats.fill == _FILL_COMPLETE and not stats.pages_missing and not peer.is_complete:
             peer.is_complete = True
             self._emit("complete", peer)
+        attached.say_complete(peer, stats)
 
     async def _on_errors(self, peer: Peer) -> None:
         """Something could not be loaded: say what, and do what was asked for."""

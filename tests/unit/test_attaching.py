@@ -164,8 +164,8 @@ def test_a_refusal_fits_whatever_is_said(text: str) -> None:
     data[16:].decode()
 
 
-def test_a_word_that_is_not_known_is_for_what_a_peer_said() -> None:
-    assert struct.unpack_from("<8sII", attaching.build_refusal("no-fd", ""))[1] == 1
+def test_a_word_that_is_not_known_is_a_failure() -> None:
+    assert struct.unpack_from("<8sII", attaching.build_refusal("what", ""))[1] == 8
 
 
 def test_the_table_has_each_region_and_its_name() -> None:
