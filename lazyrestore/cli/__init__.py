@@ -29,7 +29,7 @@ __all__ = ["COMMANDS", "main", "make_app"]
 
 COMMANDS = (
     *("dump", "restore", "info", "ls", "cat", "verify", "optimize"),
-    *("serve", "bench", "doctor", "demo"),
+    *("serve", "top", "bench", "doctor", "demo"),
 )
 """In the order in which `lazyrestore --help` has them. To add one: a module here of that name, with
 a function of that name, and its name in this list."""
