@@ -139,7 +139,11 @@ def serve(
     ] = False,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS:PORT", help="Serve figures for Prometheus there."),
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="Serve figures for Prometheus at http://ADDRESS:PORT/metrics; without an address"
+            " only this machine's own processes can ask.",
+        ),
     ] = None,
     socket_mode: Annotated[
         int,

@@ -54,9 +54,9 @@ def top(
         ),
     ] = False,
 ) -> None:
-    """Show whom a service serves, and how fast, again and again; q ends it.
+    """Show whom a service serves, and how fast.
 
-    Rates are those since the last look; at the first one, since the process connected. Times are
+    It looks again and again; q ends it. Rates are those since the last look; at the first one, since the process connected. Times are
     from reading a fault's message to the touched page being there. Without a terminal it prints
     plain text.
     """
