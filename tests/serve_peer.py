@@ -209,6 +209,15 @@ class Child:
     def hang_up(self) -> None:
         self.connection.close()
 
+    def is_cut(self) -> bool:
+        """Whether the other side has ended the connection."""
+        try:
+            return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+
     def reply(self) -> bytes:
         parts = []
         try:

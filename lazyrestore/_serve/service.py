@@ -254,9 +254,12 @@ class Service:
         was taken out of the socket yet. None: it has been refused.
         """
         number = next(self.numbers) if number is None else number
+        # First of all: a kill before this would end the connection.
+        self.ledger.accepted(str(number), sock.fileno())
         try:
             connection = Connection(number, sock, path, self._edges)
         except OSError as error:
+            self.ledger.gone(str(number))
             sock.close()
             self.emit("error", reason=f"a connection ended at once: {error}")
             return None
@@ -264,7 +267,6 @@ class Service:
         self.emit("connected", peer=number, pid=connection.pid, uid=connection.uid, socket=path)
         try:
             self._check_welcome(connection)
-            self.ledger.accepted(str(number), sock.fileno())
         except Refusal as refusal:
             self._refuse(connection, refusal)
             return None
