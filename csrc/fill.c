@@ -253,33 +253,15 @@ static bool leave(_Atomic uint32_t *left)
 	return atomic_fetch_sub_explicit(left, 1, memory_order_acq_rel) == 1;
 }
 
-/* A process that is killed ends when its last thread does, and those of the lowest priority may
- * wait for that long. Its connections must not. */
-static void keep_descriptors(const struct lr_fill *fill)
-{
-	const struct lr_pager *pager = fill->pager;
-	int own[3 + LR_HEADROOM_DESCRIPTORS_MAX];
-	unsigned count = lr_headroom_list(&fill->headroom, own);
-
-	own[count++] = pager->target->image->source.fd;
-	own[count++] = pager->target->event_fd;
-	own[count++] = pager->event_fd;
-	lr_thread_keep(own, count);
-}
-
 static void *run(void *argument)
 {
 	struct lr_worker *worker = argument;
 	struct lr_fill *fill = worker->fill;
 
-	if (fill->pager->target->is_remote)
-		keep_descriptors(fill);
 	/* Beside a program it must never keep a fault waiting. */
 	if (!fill->is_awaited)
 		yield_to_all();
-	/* A peer's pages are installed by one thread: whoever goes on where that was killed knows
-	 * when it has ended (kept.h). */
-	worker->feed.installs = fill->is_awaited && !fill->pager->target->is_remote;
+	worker->feed.installs = fill->is_awaited;
 	fill_first(worker);
 	worker->feed.installs = false;
 	if (leave(&fill->left_first))
@@ -424,7 +406,7 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 		atomic_store_explicit(&fill->state, LR_FILL_RUNNING, memory_order_relaxed);
 		atomic_store_explicit(&fill->first_state, LR_FILL_RUNNING, memory_order_relaxed);
 		lr_first_read_ahead(&fill->first);
-		if (fill->is_awaited && !pager->target->is_remote)
+		if (fill->is_awaited)
 			lr_pager_share(pager);
 		code = start_all(fill);
 	}

@@ -109,10 +109,8 @@ static void let_go(struct lr_target *target, struct lr_range *range)
 			slot++;
 			continue;
 		}
-		range->plain_pages += (piece->end - piece->start) / target->host_page;
 		lr_pieces_delete(table, slot);
 	}
-	target->plain_pages += range->plain_pages;
 	lr_pieces_commit(target, table);
 	pthread_mutex_unlock(&target->lock);
 }

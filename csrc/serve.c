@@ -15,8 +15,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "adopt.h"
-#include "jobs.h"
 #include "keep.h"
 #include "pieces.h"
 #include "session.h"
@@ -120,10 +118,7 @@ static int check_ranges(struct lr_target *target, struct lr_problem *ret_problem
 		int code = lr_uffd_check(&target->uffd, piece.start, piece.end - piece.start,
 					 &has_zeropage, ret_problem);
 
-		/* The kernel says of that, too, that there is no memory. */
-		if (code < 0 && lr_uffd_is_gone(&target->uffd, target->host_page))
-			return fail(ret_problem, LR_ERR_GONE);
-		if (code == LR_ERR_NOMEM)
+		if (code == LR_ERR_GONE)
 			return code;
 		if (code < 0 || !has_zeropage)
 			return fail(ret_problem, LR_ERR_ARGUMENT);
@@ -182,7 +177,7 @@ static int set_up(struct lr_session *session, const struct lr_serve_options *opt
 		  struct lr_problem *ret_problem)
 {
 	struct lr_target *target = &session->target;
-	int code = lr_adopt(&target->uffd, options->uffd, ret_problem);
+	int code = lr_uffd_adopt(&target->uffd, options->uffd, ret_problem);
 
 	if (code < 0)
 		return code;
@@ -208,8 +203,6 @@ static int set_up(struct lr_session *session, const struct lr_serve_options *opt
 		code = find_pieces(session, options, ret_problem);
 	if (code == LR_OK)
 		code = lr_session_start(session, ret_problem);
-	if (code == LR_OK && target->kept && session->pager.has_own_descriptors)
-		lr_kept_leave_lock(target->kept);
 	return code;
 }
 
@@ -287,10 +280,6 @@ void lr_session_stop_serving(lr_session *session)
 {
 	lr_image *image = (lr_image *)session->image;
 
-	/* What is under way ends where it is. */
-	for (uint32_t i = 0; i < image->info.region_count; i++)
-		lr_range_change(&session->target.ranges[i], LR_RANGE_ACTIVE, LR_RANGE_CLOSING);
-	lr_pager_unblock(&session->pager);
 	lr_fill_stop(&session->fill);
 	lr_pager_stop(&session->pager);
 	lr_populate_close(session);

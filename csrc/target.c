@@ -311,8 +311,6 @@ bool lr_target_take(struct lr_target *target, struct lr_range *range, struct lr_
 	} else if (range->is_entered) {
 		range->is_entered = false;
 		target->attached--;
-		target->plain_pages -= range->plain_pages;
-		range->plain_pages = 0;
 	}
 	pthread_mutex_unlock(&target->lock);
 	return slot >= 0;

@@ -40,7 +40,6 @@ struct lr_range {
 	bool is_owned;            /* mapped by the session, which unmaps it */
 	_Atomic bool is_unmapped; /* all of it, in one piece: there is nothing to load */
 	bool is_entered;          /* it may have pieces; under the target's lock */
-	uint64_t plain_pages;     /* that it had when it became plain; under the target's lock */
 	struct lr_region_info region;
 };
 
@@ -98,7 +97,6 @@ struct lr_target {
 	struct lr_pieces tables[2];
 	_Atomic uint32_t current;
 	uint32_t attached;       /* ranges */
-	uint64_t plain_pages;    /* of those that are plain, and of such before a takeover */
 	bool is_lost;            /* there were more pieces than room: not all are known */
 	_Atomic bool is_advised; /* a fork has just kept pieces from children: see apply_unmap */
 	/* Places of which an UNMAP is still to be read: follow.c. */

@@ -2,10 +2,8 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <linux/close_range.h>
 #include <linux/futex.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -26,26 +24,6 @@ int lr_thread_start(pthread_t *ret_thread, void *(*run_it)(void *), void *argume
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attributes);
 	return error;
-}
-
-static int by_number(const void *a, const void *b)
-{
-	return *(const int *)a - *(const int *)b;
-}
-
-bool lr_thread_keep(int *fds, unsigned count)
-{
-	unsigned next = 0;
-
-	qsort(fds, count, sizeof(fds[0]), by_number);
-	if (syscall(SYS_close_range, (unsigned)fds[count - 1] + 1, ~0u, CLOSE_RANGE_UNSHARE) < 0)
-		return false;
-	for (unsigned i = 0; i < count; i++) {
-		if (fds[i] > (int)next)
-			syscall(SYS_close_range, next, (unsigned)fds[i] - 1, 0);
-		next = fds[i] < 0 ? 0 : (unsigned)fds[i] + 1;
-	}
-	return true;
 }
 
 void lr_flag_raise(_Atomic uint32_t *flag)
