@@ -27,15 +27,13 @@ static int fail(struct lr_problem *ret_problem, int code)
 }
 
 /* The page size that was asked for, or an error. */
-static int64_t page_size_of(const lr_image *image, uint32_t page_size)
+static int64_t page_size_of(uint32_t page_size)
 {
 	uint32_t own = (uint32_t)sysconf(_SC_PAGESIZE);
 
-	if (page_size == HUGE_PAGE && own != HUGE_PAGE)
-		return LR_ERR_UNSUPPORTED;
-	if (page_size && page_size != own)
+	if (page_size && page_size != own && page_size != HUGE_PAGE)
 		return LR_ERR_ARGUMENT;
-	return own > image->info.cluster_size ? (int64_t)LR_ERR_PAGE_SIZE : own;
+	return page_size ? page_size : own;
 }
 
 static struct lr_kept_kind kind_of(const lr_image *image, uint32_t page_size)
@@ -62,7 +60,7 @@ int lr_serve_state(const lr_image *image, uint32_t page_size, int32_t *ret_fd,
 
 	if (!image || !ret_fd)
 		return fail(ret_problem, LR_ERR_ARGUMENT);
-	page = page_size_of(image, page_size);
+	page = page_size_of(page_size);
 	if (page < 0)
 		return fail(ret_problem, (int)page);
 	kind = kind_of(image, (uint32_t)page);
@@ -120,7 +118,8 @@ static int check_ranges(struct lr_target *target, struct lr_problem *ret_problem
 
 		if (code == LR_ERR_GONE)
 			return code;
-		if (code < 0 || !has_zeropage)
+		/* Only hugetlb's has no zero page. */
+		if (code < 0 || has_zeropage != !target->zeros)
 			return fail(ret_problem, LR_ERR_ARGUMENT);
 	}
 	return LR_OK;
@@ -231,7 +230,7 @@ int lr_session_serve(const lr_image *image, const struct lr_serve_options *optio
 	    || options->on_error > LR_ON_ERROR_HOLD || options->granularity > LR_GRANULARITY_PAGE
 	    || options->pid < 0)
 		return fail(ret_problem, LR_ERR_ARGUMENT);
-	page = page_size_of(image, options->page_size);
+	page = page_size_of(options->page_size);
 	if (page < 0)
 		return fail(ret_problem, (int)page);
 	session = calloc(1, sizeof(*session));
