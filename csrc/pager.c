@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "follow.h"
-#include "huge.h"
 #include "install.h"
 #include "jobs.h"
 #include "keep.h"
@@ -74,9 +73,7 @@ int lr_pager_serve_piece(struct lr_pager *pager, struct lr_hands *hands, struct 
 
 	loader->faults += !fault->is_counted;
 	fault->is_counted = true;
-	code = pager->target->is_huge
-		       ? lr_huge_fault(loader, hands, piece->range, offset, ret_outcome)
-		       : lr_loader_fault(loader, hands, piece->range, offset, ret_outcome);
+	code = lr_loader_fault(loader, hands, piece->range, offset, ret_outcome);
 	if (code == LR_OK)
 		note_answer(pager, fault, piece->range, offset, ret_outcome);
 	return code;

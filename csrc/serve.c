@@ -27,13 +27,15 @@ static int fail(struct lr_problem *ret_problem, int code)
 }
 
 /* The page size that was asked for, or an error. */
-static int64_t page_size_of(uint32_t page_size)
+static int64_t page_size_of(const lr_image *image, uint32_t page_size)
 {
 	uint32_t own = (uint32_t)sysconf(_SC_PAGESIZE);
 
-	if (page_size && page_size != own && page_size != HUGE_PAGE)
+	if (page_size == HUGE_PAGE && own != HUGE_PAGE)
+		return LR_ERR_UNSUPPORTED;
+	if (page_size && page_size != own)
 		return LR_ERR_ARGUMENT;
-	return page_size ? page_size : own;
+	return own > image->info.cluster_size ? (int64_t)LR_ERR_PAGE_SIZE : own;
 }
 
 static struct lr_kept_kind kind_of(const lr_image *image, uint32_t page_size)
@@ -60,7 +62,7 @@ int lr_serve_state(const lr_image *image, uint32_t page_size, int32_t *ret_fd,
 
 	if (!image || !ret_fd)
 		return fail(ret_problem, LR_ERR_ARGUMENT);
-	page = page_size_of(page_size);
+	page = page_size_of(image, page_size);
 	if (page < 0)
 		return fail(ret_problem, (int)page);
 	kind = kind_of(image, (uint32_t)page);
@@ -118,8 +120,7 @@ static int check_ranges(struct lr_target *target, struct lr_problem *ret_problem
 
 		if (code == LR_ERR_GONE)
 			return code;
-		/* Only hugetlb's has no zero page. */
-		if (code < 0 || has_zeropage != !target->zeros)
+		if (code < 0 || !has_zeropage)
 			return fail(ret_problem, LR_ERR_ARGUMENT);
 	}
 	return LR_OK;
@@ -230,7 +231,7 @@ int lr_session_serve(const lr_image *image, const struct lr_serve_options *optio
 	    || options->on_error > LR_ON_ERROR_HOLD || options->granularity > LR_GRANULARITY_PAGE
 	    || options->pid < 0)
 		return fail(ret_problem, LR_ERR_ARGUMENT);
-	page = page_size_of(options->page_size);
+	page = page_size_of(image, options->page_size);
 	if (page < 0)
 		return fail(ret_problem, (int)page);
 	session = calloc(1, sizeof(*session));

@@ -67,12 +67,10 @@ struct lr_pieces {
 struct lr_target {
 	const struct lr_image *image;
 	struct lr_uffd uffd;
-	uint32_t host_page;   /* bytes */
-	bool is_huge;         /* larger than a cluster, or hugetlb's: huge.h */
-	const uint8_t *zeros; /* a page's, where the kernel has no zero page: hugetlb. Else NULL */
-	uint32_t pieces_max;  /* room in each table */
-	uint32_t on_error;    /* enum lr_on_error */
-	uint32_t granularity; /* enum lr_granularity */
+	uint32_t host_page;     /* bytes */
+	uint32_t pieces_max;    /* room in each table */
+	uint32_t on_error;      /* enum lr_on_error */
+	uint32_t granularity;   /* enum lr_granularity */
 	_Atomic bool is_shared; /* others install too: inline.h, lr_pager_do */
 	/* Another process's memory: nothing can be done with it but by its userfaultfd. */
 	bool is_remote;
@@ -112,7 +110,7 @@ struct lr_target {
 	struct lr_load_error *errors; /* the first LR_ERRORS_KEPT */
 };
 
-/* host_page: 0 for this machine's. From 2 MiB on it is memory of hugetlb. */
+/* host_page: 0 for this machine's. It may be larger than a cluster: huge.h. */
 int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page);
 void lr_target_close(struct lr_target *target);
 

@@ -3,9 +3,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
-#include <sched.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -39,14 +37,4 @@ void lr_flag_wait(_Atomic uint32_t *flag)
 {
 	while (!atomic_load_explicit(flag, memory_order_acquire))
 		syscall(SYS_futex, flag, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
-}
-
-void lr_thread_yield_to_all(void)
-{
-	struct sched_param none = {0};
-
-	if (sched_setscheduler(0, SCHED_IDLE, &none) < 0)
-		setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
-	/* ioprio_set(IOPRIO_WHO_PROCESS, this thread, IOPRIO_CLASS_IDLE), which has no header. */
-	syscall(SYS_ioprio_set, 1, 0, 3 << 13);
 }

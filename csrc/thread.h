@@ -11,9 +11,6 @@
 /* A thread with a small stack that blocks all signals: 0, or an errno. */
 int lr_thread_start(pthread_t *ret_thread, void *(*run)(void *), void *argument);
 
-/* The calling one gets only what nobody else wants of the processors and of the disk. */
-void lr_thread_yield_to_all(void);
-
 /* A flag that is raised once. Whoever waits for it sees what was written before. */
 void lr_flag_raise(_Atomic uint32_t *flag);
 void lr_flag_wait(_Atomic uint32_t *flag);

@@ -17,6 +17,10 @@ class Kept(Service):
     def __init__(self, path: object, *arguments: object, **options: Any) -> None:
         super().__init__(path, *arguments, keeper=True, **options)
 
+    def wait_until_it_runs(self) -> None:
+        """Until it has asked for its keeper: it is about to look at its sockets."""
+        eventually("its keeper is started", lambda: len(self.processes()) > 1)
+
     @property
     def server(self) -> int:
         """The process that serves now, as far as is known."""

@@ -15,10 +15,9 @@ from lazyrestore.errors import LazyRestoreError
 
 from . import listen, shutdown, takeover
 from .holdings import HeldImage, HeldListener, HeldPeer, Holdings, Record
-from .ledger import NoLedger
 from .listen import Listener
 from .peer import PeerFds
-from .service import Service
+from .service import NoLedger, Service
 from .status import Status
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 import typer
@@ -167,7 +168,7 @@ def serve(
     """
     if (image is None) == (image_dir is None):
         raise UsageError("give an IMAGE, or a folder of images with --image-dir")
-    if not socket:
+    if not socket and "LISTEN_FDS" not in os.environ:
         raise UsageError("say where to listen: add --socket PATH")
     if record is not None and (prefetch == "all" or working_set is not None):
         raise UsageError(
@@ -184,7 +185,7 @@ def serve(
     options = ServeOptions(
         image=image,
         image_dir=image_dir,
-        sockets=tuple(socket),
+        sockets=tuple(socket or ()),
         allow_uids=tuple(allow_uid or ()),
         on_error=on_error,
         prefetch=prefetch,

@@ -25,7 +25,7 @@ from lazyrestore._demo.target import Target
 
 MAIN = "import sys; from lazyrestore.cli import main; sys.exit(main())"
 SMALL = ("demo", "--size", "20M")
-TIMEOUT_S = 60
+TIMEOUT_S = 60 * float(os.environ.get("CHECK_TIME_FACTOR", "1"))
 
 # Makes userfaultfd(2) fail with EPERM from here on, as container runtimes do.
 NO_USERFAULTFD = """

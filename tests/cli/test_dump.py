@@ -16,6 +16,7 @@ import core_support
 import pytest
 from cli_support import (
     PAGE,
+    TIMEOUT_S,
     Old,
     environment,
     finish,
@@ -338,7 +339,7 @@ def test_interrupted_while_it_waits_for_input(tmp_path: Path, number: int, code:
     dump = start("dump", "--file", "-", old, stdin=subprocess.PIPE)
     wait_until("a temporary file", lambda: temporary_files(tmp_path))
     dump.send_signal(number)
-    assert dump.wait(30) == code  # with its input still open
+    assert dump.wait(TIMEOUT_S) == code  # with its input still open
     finish(dump).fails(code, "given up", str(old))
     old.check()
 
@@ -400,7 +401,7 @@ def drip(tmp_path: Path, terminal: bool, *options: str) -> tuple[bytes, bytes]:
             child.stdin.write(os.urandom(1 << 20))
             child.stdin.flush()
             time.sleep(0.1)
-        out, err = child.communicate(timeout=60)
+        out, err = child.communicate(timeout=TIMEOUT_S)
         assert child.returncode == 0
     if terminal:
         err = b""

@@ -100,7 +100,7 @@ def test_a_program_is_dumped_and_lives_on(tmp_path: Path) -> None:
         assert ask(process) == before, "its memory changed"
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     for name in ("private", "shared"):
         start, end, digest = before[name]
         assert hashlib.sha256(content(path, start, end)).hexdigest() == digest
@@ -400,7 +400,7 @@ def test_a_thread_that_cannot_be_stopped_is_named(tmp_path: Path) -> None:
         assert f"thread {process.pid} (" in message
         assert "vfork" in message
         fifo.write_text("")  # the child goes on, and so does its parent
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 RESTORING_PROGRAM = """

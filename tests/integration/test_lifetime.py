@@ -428,14 +428,14 @@ def test_subprocesses_run_while_regions_are_lazy(small):
             out = subprocess.run(
                 [sys.executable, "-c", "print(2)"],
                 stdout=subprocess.PIPE,
-                timeout=20,
+                timeout=60,
                 check=True,
                 **options,
             )
             assert out.stdout == b"2\n"
         # A lazy region as the input of another program.
         out = subprocess.run(
-            ["cat"], input=memoryview(session["data"]), stdout=subprocess.PIPE, timeout=20
+            ["cat"], input=memoryview(session["data"]), stdout=subprocess.PIPE, timeout=60
         )
         assert out.stdout == small.expected["data"]
 
@@ -477,7 +477,7 @@ def test_ctrl_c_ends_populate_soon_and_the_session_goes_on(tmp_path):
             assert session["large"][:6] == b"begin\\0"
         """,
         path,
-        timeout=20,
+        timeout=60,
     )
 
 
@@ -582,8 +582,7 @@ def test_closing_ends_a_wait_for_the_trace(small):
         reader.start()
         time.sleep(0.2)
         session.close()
-        reader.join(10)
-        assert not reader.is_alive()
+        reader.join()  # or the limit of this process ends it
         """,
         small.path,
     )

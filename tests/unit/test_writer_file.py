@@ -331,7 +331,7 @@ def test_ctrl_c_at_any_time_leaves_the_old_file_and_ends(tmp_path, path, round_)
         assert child.stdout.readline() == "ready\n"
         time.sleep(random.Random(round_).random() * 0.4)
         child.send_signal(signal.SIGINT)
-        _, stderr = child.communicate(timeout=20)
+        _, stderr = child.communicate(timeout=60)
     finally:
         child.kill()
         child.wait()

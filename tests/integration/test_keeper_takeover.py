@@ -1,0 +1,238 @@
+"""From one service to the next, while peers wait; and who refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from churner import Churner
+from cli_support import COMMAND, environment, run
+from keeper_support import Kept, wait_until_gone
+from process_support import in_child
+from restore_support import write_image
+from serve_peer import PAGE, Monitor
+from serve_support import LIMIT_S
+
+pytestmark = pytest.mark.uffd
+
+PAGES = 1024
+LAYOUT = "drzd" * (PAGES // 4)
+
+
+class Image:
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "vm.lzr"
+        self.bytes = write_image(self.path, {"memory": LAYOUT})["memory"]
+        self.expected = folder / "expected"
+        self.expected.write_bytes(self.bytes)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    return Image(tmp_path)
+
+
+@in_child(120)
+def test_a_chain(image: Image, tmp_path: Path) -> None:
+    """Killed, promoted, taken over by a new service, killed again, and again taken over"""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(Kept(tmp_path / "s", image.path))
+        churner = stack.enter_context(Churner(first.path, image.expected))
+        churner.wait_for(10)
+        first.wait_for_keeper()
+        old = first
+        for _ in range(2):
+            promoted = old.kill_server()
+            churner.wait_for(50)
+            new = stack.enter_context(Kept(tmp_path / "s", image.path))
+            assert new.wait("taken_over", **{"from": promoted})["peers"] == 1
+            old.wait_until_all_ended()
+            assert old.find("stopped")
+            churner.wait_for(50)
+            new.wait_for_keeper()
+            old = new
+        with Monitor(PAGES) as monitor:  # new ones have numbers of their own
+            monitor.restore(old.path)
+            assert monitor.read_all() == image.bytes
+            assert old.find("serving", pid=monitor.pid)[0]["peer"] not in (0, 1)
+        churner.finish()
+        assert old.find("error") == []
+
+
+@in_child(120)
+def test_a_service_that_is_well_refuses_unless_it_is_told(image: Image, tmp_path: Path) -> None:
+    """The upgrade of a service in use: nobody notices"""
+    with (
+        Kept(tmp_path / "s", image.path) as first,
+        Churner(first.path, image.expected) as churner,
+    ):
+        churner.wait_for(10)
+        refused = run("serve", image.path, "--socket", tmp_path / "s")
+        refused.fails(5, f"already served by PID {first.pid}", "--takeover")
+        churner.wait_for(50)
+        assert first.find("gone") == []
+        with Kept(tmp_path / "s", image.path, "--takeover") as second:
+            second.wait("taken_over", **{"from": first.pid})
+            assert first.process.wait(LIMIT_S) == 0
+            first.wait_until_all_ended()  # its keeper too
+            churner.wait_for(50)
+            churner.finish()
+            with Monitor(PAGES) as monitor:
+                monitor.restore(second.path)
+                assert monitor.read_all() == image.bytes
+
+
+@pytest.mark.parametrize("who", ["first", "second"])
+@in_child(120)
+def test_one_is_killed_in_the_middle(image: Image, tmp_path: Path, who: str) -> None:
+    """At any moment of a takeover: somebody serves in the end, and no byte is wrong"""
+    choice = random.Random(who)
+    for _ in range(2):
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(Kept(tmp_path / "s", image.path))
+            churners = [
+                stack.enter_context(Churner(first.path, image.expected, seed=seed))
+                for seed in range(2)
+            ]
+            for churner in churners:
+                churner.wait_for(10)
+            first.wait_for_keeper()
+            second = stack.enter_context(
+                Kept(tmp_path / "s", image.path, "--takeover", awaited=None)
+            )
+            if who == "second":
+                second.wait_until_it_runs()
+            else:
+                time.sleep(choice.random() * 0.3)
+            time.sleep(choice.random() * 0.02)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill({"first": first, "second": second}[who].process.pid, signal.SIGKILL)
+            for churner in churners:
+                churner.wait_for(100)
+                churner.finish()
+
+
+@in_child(120)
+def test_an_heir_that_does_not_go_on(image: Image, tmp_path: Path) -> None:
+    """It asks, and ends, or says nothing: who serves serves on, whoever waits is heard"""
+    with Kept(tmp_path / "s", image.path) as service, Monitor(PAGES) as monitor:
+        with Monitor(PAGES) as waiting:
+            waiting.connect(service.path)
+            service.wait("connected", pid=waiting.pid)
+            for _ in range(3):
+                heir = service.connect()
+                heir.sendall(json.dumps({"type": "takeover", "force": True}).encode())
+                assert heir.recv(4) == b"LRHO"
+                heir.close()
+            waiting.send(waiting.message())
+            assert waiting.read_all() == image.bytes
+        monitor.restore(service.path)
+        assert monitor.read_all() == image.bytes
+        assert service.find("stopped") == []
+
+
+@pytest.mark.root
+@in_child(120)
+def test_another_user_gets_nothing(image: Image, tmp_path: Path) -> None:
+    """Neither state nor descriptors, though it is admitted as a peer"""
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents[:2]:
+        folder.chmod(0o755)
+    arguments = (image.path, "--allow-uid", "65534", "--socket-mode", "666")
+    with Kept(tmp_path / "s", *arguments) as service:
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                os.setresuid(65534, 65534, 65534)
+                sock = socket.socket(socket.AF_UNIX)
+                sock.connect(service.path)
+                sock.sendall(b'{"type":"takeover","force":true}')
+                os._exit(1 if b"LRHO" in sock.recv(100) else 0)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert "own user" in service.wait("refused", uid=65534)["reason"]
+
+
+@in_child(120)
+def test_another_program_listens_there(image: Image, tmp_path: Path) -> None:
+    """It says nothing that is known, or ends the connection: the service does not start"""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "s"))
+        other.listen()
+        process = subprocess.Popen(
+            [*COMMAND, "serve", str(image.path), "--socket", str(tmp_path / "s")],
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        connection, _ = other.accept()  # to see whether anyone listens
+        connection.close()
+        connection, _ = other.accept()
+        assert json.loads(connection.recv(4096)) == {"type": "takeover", "force": False}
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        _, err = process.communicate(timeout=LIMIT_S)
+        connection.close()
+        assert process.returncode == 5
+        assert b"the sender is not ours" in err
+
+
+def activated(listening: socket.socket, *arguments: object) -> Kept:
+    """A service that systemd has started for a socket."""
+    moved = os.dup2(listening.fileno(), 50)
+    prefix = (
+        *("bash", "-c", 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&50 50<&-', "-"),
+        *(sys.executable, "-m", "lazyrestore"),
+    )
+    try:
+        return Kept(None, *arguments, command=prefix, pass_fds=[moved])
+    finally:
+        os.close(moved)
+
+
+@in_child(120)
+def test_a_socket_of_systemds(image: Image, tmp_path: Path) -> None:
+    """Killed, it is served on by the keeper, and the next service that systemd starts finds that"""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "vm.sock"))
+        listening.listen()
+        arguments = ("--image-dir", tmp_path)
+        with (
+            activated(listening, *arguments) as first,
+            Churner(tmp_path / "vm.sock", image.expected) as churner,
+        ):
+            churner.wait_for(10)
+            first.wait_for_keeper()
+            promoted = first.kill_server()
+            churner.wait_for(50)
+            first.wait_for_keeper()
+            with activated(listening, *arguments) as second:
+                second.wait("taken_over", **{"from": promoted})
+                first.wait_until_all_ended()
+                churner.wait_for(50)
+                churner.finish()
+                with Monitor(PAGES) as monitor:
+                    monitor.restore(tmp_path / "vm.sock")
+                    assert monitor.read(PAGE, PAGE) == image.bytes[PAGE : 2 * PAGE]
+                assert second.stop() == 0
+        assert (tmp_path / "vm.sock").exists()  # it is systemd's
+
+
+@in_child(120)
+def test_a_promoted_keeper_ends_with_its_last_peer(image: Image, tmp_path: Path) -> None:
+    with Kept(tmp_path / "s", image.path) as service:
+        service.wait_for_keeper()
+        with Monitor(PAGES) as monitor:
+            monitor.restore(service.path)
+            service.wait("serving")
+            service.kill_server()
+            assert monitor.read_all() == image.bytes
+        service.wait_until_all_ended()
+        wait_until_gone(tmp_path / "s")
