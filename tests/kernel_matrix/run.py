@@ -45,6 +45,8 @@ START_LIMIT_S = 300
 # What must be loaded, and what only some tests want; what either needs is found in the modules.
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 MODULES_WANTED = ("zram", "lzo_rle")
+# What is kept of a kernel's package.
+KERNEL_FILES = r"^\./boot/vmlinuz|\.ko(\.xz)?$|/modules\.builtin$"
 # Lines of the kernel that mean that it is broken, whatever the tests say.
 BROKEN = re.compile(r"Kernel panic|BUG:|Oops:|general protection fault|blocked for more than")
 
@@ -305,7 +307,7 @@ def broken_lines() -> list[str]:
 def run(kernel_name: str, limit_s: float | None, shell_command: str) -> int:
     check_machine()
     package, version = find_package(kernel_name)
-    kernel = unpack(package, version, r"^\./boot/vmlinuz|\.ko(\.xz)?$|/modules\.builtin$")
+    kernel = unpack(package, version, KERNEL_FILES)
     busybox = unpack(*find_busybox(), r"^\./bin/busybox$")
     options = {
         "TREE": str(TREE),
