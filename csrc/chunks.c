@@ -31,7 +31,7 @@ int lr_chunks_open(struct lr_chunks *chunks, struct lr_target *target)
 		if (lr_range_state(range) != LR_RANGE_ACTIVE)
 			continue;
 		base->phase = range->start % LR_STAGE_BYTES;
-		if (base->phase % cluster_size && cluster_size > CLUSTER_MAX)
+		if (target->is_huge || (base->phase % cluster_size && cluster_size > CLUSTER_MAX))
 			base->phase = 0;
 		chunks->count += chunks_of(base, range);
 	}

@@ -6,11 +6,11 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "huge.h"
 #include "jobs.h"
 
 /* How many of the clusters that are wanted first a worker loads between two looks at the memory
@@ -21,17 +21,6 @@
 /* How often, and after how long, a range is tried to be given back. */
 #define RELEASE_TRIES    100
 #define RELEASE_PAUSE_NS 2000000
-
-/* Only what nobody else wants of the processors and of the disk. */
-static void yield_to_all(void)
-{
-	struct sched_param none = {0};
-
-	if (sched_setscheduler(0, SCHED_IDLE, &none) < 0)
-		setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
-	/* ioprio_set(IOPRIO_WHO_PROCESS, this thread, IOPRIO_CLASS_IDLE), which has no header. */
-	syscall(SYS_ioprio_set, 1, 0, 3 << 13);
-}
 
 /* A failure that says something of one cluster, which is fenced, or of one region, which was
  * closed: the rest goes on. */
@@ -79,12 +68,15 @@ static int feed(struct lr_worker *worker, struct lr_range *range, uint64_t clust
 static void fill_first(struct lr_worker *worker)
 {
 	struct lr_fill *fill = worker->fill;
-	uint64_t cluster_size = fill->pager->target->image->info.cluster_size, cluster;
+	const struct lr_target *target = fill->pager->target;
+	uint64_t bytes = FIRST_STEP
+			 * (uint64_t)(target->is_huge ? target->host_page
+						      : target->image->info.cluster_size);
 	struct lr_range *range;
+	uint64_t cluster;
 
-	for (uint32_t i = 0;
-	     !is_over(fill) && (i % FIRST_STEP || is_room(fill, FIRST_STEP * cluster_size))
-	     && lr_first_take(&fill->first, &range, &cluster);
+	for (uint32_t i = 0; !is_over(fill) && (i % FIRST_STEP || is_room(fill, bytes))
+			     && lr_first_take(&fill->first, &range, &cluster);
 	     i++)
 		note(fill, feed(worker, range, cluster));
 	note(fill, lr_feed_finish(&worker->feed, NULL));
@@ -145,6 +137,32 @@ static enum lr_chunk_state gather(struct lr_worker *worker, const struct lr_chun
 	return cluster < end ? LR_CHUNK_TODO : state;
 }
 
+/* Where host pages are larger than clusters, and no larger than a chunk: as others load them. Those
+ * without data are left alone, as zeros are. */
+static void fill_page(struct lr_worker *worker, const struct lr_chunk *chunk)
+{
+	struct lr_target *target = worker->fill->pager->target;
+	struct lr_range *range = chunk->range;
+	enum lr_chunk_state state = LR_CHUNK_ZERO;
+
+	for (uint64_t offset = chunk->offset; offset < chunk->offset + chunk->bytes;
+	     offset += target->host_page) {
+		uint64_t cluster = lr_target_cluster(target, range, offset);
+		int code;
+
+		if (lr_target_is_settled(target, range, cluster)
+		    || !lr_huge_has_data(&worker->feed.decoder, target, range, offset))
+			continue;
+		code = feed(worker, range, cluster);
+		note(worker->fill, code);
+		if (code < 0)
+			state = LR_CHUNK_FAILED;
+		else if (state == LR_CHUNK_ZERO)
+			state = LR_CHUNK_DONE;
+	}
+	lr_chunks_put(&worker->fill->chunks, chunk, state);
+}
+
 static void fill_chunk(struct lr_worker *worker, const struct lr_chunk *chunk)
 {
 	struct lr_fill *fill = worker->fill;
@@ -152,6 +170,10 @@ static void fill_chunk(struct lr_worker *worker, const struct lr_chunk *chunk)
 	struct lr_stage *stage = &worker->stages[number];
 	enum lr_chunk_state state;
 
+	if (fill->pager->target->is_huge) {
+		fill_page(worker, chunk);
+		return;
+	}
 	collect(worker, number);
 	worker->chunks[number] = *chunk;
 	worker->next = (number + 1) % LR_FILL_STAGES;
@@ -253,22 +275,40 @@ static bool leave(_Atomic uint32_t *left)
 	return atomic_fetch_sub_explicit(left, 1, memory_order_acq_rel) == 1;
 }
 
+/* A process that is killed ends when its last thread does, and those of the lowest priority may
+ * wait for that long. Its connections must not. */
+static void keep_descriptors(const struct lr_fill *fill)
+{
+	const struct lr_pager *pager = fill->pager;
+	int own[3 + LR_HEADROOM_DESCRIPTORS_MAX];
+	unsigned count = lr_headroom_list(&fill->headroom, own);
+
+	own[count++] = pager->target->image->source.fd;
+	own[count++] = pager->target->event_fd;
+	own[count++] = pager->event_fd;
+	lr_thread_keep(own, count);
+}
+
 static void *run(void *argument)
 {
 	struct lr_worker *worker = argument;
 	struct lr_fill *fill = worker->fill;
 
+	if (fill->pager->target->is_remote)
+		keep_descriptors(fill);
 	/* Beside a program it must never keep a fault waiting. */
 	if (!fill->is_awaited)
-		yield_to_all();
-	worker->feed.installs = fill->is_awaited;
+		lr_thread_yield_to_all();
+	/* A peer's pages are installed by one thread: whoever goes on where that was killed knows
+	 * when it has ended (kept.h). */
+	worker->feed.installs = fill->is_awaited && !fill->pager->target->is_remote;
 	fill_first(worker);
 	worker->feed.installs = false;
 	if (leave(&fill->left_first))
 		set_state(&fill->first_state,
 			  atomic_load_explicit(&fill->code, memory_order_relaxed));
 	if (fill->is_awaited)
-		yield_to_all();
+		lr_thread_yield_to_all();
 	atomic_store_explicit(&fill->pager->is_filling, !fill->first_only && !is_over(fill),
 			      memory_order_relaxed);
 	if (!fill->first_only)
@@ -406,7 +446,7 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 		atomic_store_explicit(&fill->state, LR_FILL_RUNNING, memory_order_relaxed);
 		atomic_store_explicit(&fill->first_state, LR_FILL_RUNNING, memory_order_relaxed);
 		lr_first_read_ahead(&fill->first);
-		if (fill->is_awaited)
+		if (fill->is_awaited && !pager->target->is_remote)
 			lr_pager_share(pager);
 		code = start_all(fill);
 	}

@@ -19,6 +19,32 @@
 #define GAP_BYTES     4096u
 #define READ_PAUSE_NS 1000000
 
+/* Where host pages are larger, one cluster brings its whole page: two workers would both do it.
+ * What there is no memory to find out is done twice. */
+static void keep_one_a_page(struct lr_first *first)
+{
+	const struct lr_target *target = first->pager->target;
+	uint64_t cluster_size = target->image->info.cluster_size, kept = 0;
+	uint8_t *is_kept = calloc(target->clusters.pages ? target->clusters.pages : 1, 1);
+
+	for (uint64_t i = 0; i < first->count && is_kept; i++) {
+		uint64_t cluster = first->clusters[i], page;
+		int64_t region = lr_image_region_of_cluster(target->image, cluster);
+		const struct lr_range *range = &target->ranges[region < 0 ? 0 : region];
+
+		if (region < 0)
+			continue;
+		page = lr_target_page(target, range,
+				      (cluster - range->region.first_cluster) * cluster_size);
+		if (!is_kept[page])
+			first->clusters[kept++] = cluster;
+		is_kept[page] = 1;
+	}
+	if (is_kept)
+		first->count = kept;
+	free(is_kept);
+}
+
 int lr_first_open(struct lr_first *first, struct lr_pager *pager, const uint64_t *clusters,
 		  uint64_t count)
 {
@@ -40,6 +66,8 @@ int lr_first_open(struct lr_first *first, struct lr_pager *pager, const uint64_t
 			lr_first_close(first);
 			return LR_ERR_ARGUMENT;
 		}
+	if (pager->target->is_huge)
+		keep_one_a_page(first);
 	return LR_OK;
 }
 

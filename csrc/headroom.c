@@ -314,6 +314,24 @@ void lr_headroom_close(struct lr_headroom *headroom)
 	headroom->level_count = 0;
 }
 
+unsigned lr_headroom_list(const struct lr_headroom *headroom,
+			  int ret_fds[LR_HEADROOM_DESCRIPTORS_MAX])
+{
+	unsigned count = 0;
+
+	ret_fds[count++] = headroom->meminfo;
+	for (uint32_t i = 0; i < headroom->level_count; i++) {
+		const struct lr_headroom_level *level = &headroom->levels[i];
+
+		for (int j = 0; j < 2; j++) {
+			ret_fds[count++] = level->limit[j];
+			ret_fds[count++] = level->usage[j];
+		}
+		ret_fds[count++] = level->stat;
+	}
+	return count;
+}
+
 /* ---- Asking ---------------------------------------------------------------------------- */
 
 /* The number after a key at the beginning of a line, or 0. */

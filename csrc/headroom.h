@@ -16,7 +16,8 @@
 #include "error.h"
 
 /* Of deeper hierarchies the innermost are watched. */
-#define LR_HEADROOM_LEVELS_MAX 16
+#define LR_HEADROOM_LEVELS_MAX      16
+#define LR_HEADROOM_DESCRIPTORS_MAX (1 + 5 * LR_HEADROOM_LEVELS_MAX)
 
 /* A cgroup. Descriptors, -1 where there is no such file. */
 struct lr_headroom_level {
@@ -39,6 +40,10 @@ int lr_headroom_open(struct lr_headroom *headroom, const char *root);
 /* The same for another process, by its number; 0: this one. */
 int lr_headroom_open_for(struct lr_headroom *headroom, const char *root, int32_t process);
 void lr_headroom_close(struct lr_headroom *headroom);
+
+/* The descriptors that it has; returns how many. */
+unsigned lr_headroom_list(const struct lr_headroom *headroom,
+			  int ret_fds[LR_HEADROOM_DESCRIPTORS_MAX]);
 
 /* Bytes until the nearest limit, what the kernel can take back at once (page cache that is not in
  * use) counted as free; UINT64_MAX where nothing limits. memory.high counts as a limit: beyond it

@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static int64_t install_once(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 			    const uint8_t *from, uint64_t bytes)
@@ -11,6 +13,8 @@ static int64_t install_once(struct lr_target *target, enum lr_install_kind kind,
 	case LR_INSTALL_COPY:
 		return lr_uffd_copy(&target->uffd, to, from, bytes);
 	case LR_INSTALL_ZEROPAGE:
+		if (target->zeros)
+			return lr_uffd_copy(&target->uffd, to, target->zeros, target->host_page);
 		return lr_uffd_zeropage(&target->uffd, to, bytes);
 	default:
 		return lr_uffd_poison(&target->uffd, to, bytes);
@@ -21,15 +25,30 @@ static int64_t install_once(struct lr_target *target, enum lr_install_kind kind,
  * 80 s for a tebibyte. */
 #define POISON_MAX (1ull << 30)
 
-/* As large as the largest page of a host. */
+/* As large as the largest page of a host, but for hugetlb's. */
 static const uint8_t zeros[65536];
 
 /* A page that was fenced when its cluster could not be read takes a copy, but not the zero page. */
 static int64_t replace_fence(struct lr_target *target, enum lr_install_kind kind, uint64_t to)
 {
-	if (kind != LR_INSTALL_ZEROPAGE)
+	if (kind != LR_INSTALL_ZEROPAGE || target->zeros)
 		return -EEXIST;
 	return lr_uffd_copy(&target->uffd, to, zeros, target->host_page);
+}
+
+/* A page that is said to be there already. Hugetlb says so, too, where its pool has no page for it,
+ * and what is missing must not be taken for settled. */
+static bool is_there(const struct lr_target *target, enum lr_install_kind kind, uint64_t page)
+{
+	void *address = (void *)(uintptr_t)page;
+	int node = -1;
+
+	if (!target->zeros || kind == LR_INSTALL_POISON)
+		return true;
+	/* Moves nothing: it asks where the page is. (0: in this process.) */
+	return (target->peer || !target->is_remote)
+	       && syscall(SYS_move_pages, target->peer, 1ul, &address, NULL, &node, 0) == 0
+	       && node >= 0;
 }
 
 /* What a request that did nothing means. */
@@ -60,6 +79,8 @@ int lr_install(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 
 		if (done == -EEXIST)
 			done = replace_fence(target, kind, to);
+		if (done == -EEXIST && !is_there(target, kind, to))
+			done = -ENOMEM;
 		if (done > 0) {
 			ret_installed->pages += (uint64_t)done / page;
 			step = bytes;
@@ -100,7 +121,7 @@ int lr_install(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 int lr_install_zeros(struct lr_target *target, uint64_t to, uint64_t bytes,
 		     struct lr_installed *ret_installed)
 {
-	int64_t done = lr_uffd_zeropage(&target->uffd, to, bytes);
+	int64_t done = install_once(target, LR_INSTALL_ZEROPAGE, to, NULL, bytes);
 
 	memset(ret_installed, 0, sizeof(*ret_installed));
 	if (done == -ENOENT || done == -EEXIST)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "install.h"
@@ -133,4 +134,32 @@ int lr_job_wait(struct lr_job *job)
 {
 	lr_flag_wait(&job->is_done);
 	return job->code;
+}
+
+/* True where it comes to a job within half a second. */
+static bool is_at_work(struct lr_pager *pager, struct lr_job *job)
+{
+	struct timespec pause = {.tv_nsec = 1000000};
+
+	lr_pager_submit(pager, job);
+	/* Acquire: partner of the release in lr_flag_raise. */
+	for (int i = 0; i < 500 && !atomic_load_explicit(&job->is_done, memory_order_acquire); i++)
+		nanosleep(&pause, NULL);
+	return atomic_load_explicit(&job->is_done, memory_order_acquire);
+}
+
+void lr_pager_unblock(struct lr_pager *pager)
+{
+	struct lr_job job = {.range = pager->target->ranges};
+	struct lr_uffd *uffd = &pager->target->uffd;
+
+	if (uffd->reads_no_wait || !pager->is_running || is_at_work(pager, &job))
+		return;
+	/* The only place where it can be. */
+	pthread_cancel(pager->thread);
+	pthread_join(pager->thread, NULL);
+	close(uffd->fd);
+	uffd->fd = -1;
+	lr_pager_restart(pager);
+	lr_job_wait(&job);
 }

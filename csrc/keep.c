@@ -56,15 +56,19 @@ void lr_keep_save(struct lr_target *target, const struct lr_range *without)
 	struct lr_kept_table *table = lr_kept_begin(kept);
 	struct lr_kept_piece *pieces = lr_kept_pieces(table);
 	const struct lr_pieces *current;
+	uint64_t plain_pages;
 	uint32_t count = 0;
 
 	pthread_mutex_lock(&target->lock);
+	plain_pages = target->plain_pages;
 	current = lr_pieces_current(target);
 	for (uint32_t i = 0; i < current->count; i++) {
 		const struct lr_piece *piece = &current->items[i];
 
-		if (piece->range == without)
+		if (piece->range == without) {
+			plain_pages += (piece->end - piece->start) / target->host_page;
 			continue;
+		}
 		pieces[count++] = (struct lr_kept_piece){
 			.start = piece->start,
 			.end = piece->end,
@@ -75,6 +79,7 @@ void lr_keep_save(struct lr_target *target, const struct lr_range *without)
 	}
 	table->told = kept->told;
 	table->count = count;
+	table->plain_pages = plain_pages;
 	table->is_lost = target->is_lost;
 	table->unmapped_count = target->unmapped_count;
 	for (uint32_t i = 0; i < target->unmapped_count; i++) {
@@ -142,7 +147,8 @@ int lr_keep_load(struct lr_target *target, bool *ret_is_there)
 	/* Copied before it is looked at, because it may change. */
 	memcpy(&table, from, sizeof(table));
 	pieces = lr_kept_pieces(from);
-	if (table.count > target->pieces_max || !take_unmapped(target, &table))
+	if (table.count > target->pieces_max || table.plain_pages > target->clusters.pages
+	    || !take_unmapped(target, &table))
 		return LR_ERR_STATE;
 	for (uint32_t i = 0; i < table.count; i++) {
 		struct lr_kept_piece kept;
@@ -155,6 +161,7 @@ int lr_keep_load(struct lr_target *target, bool *ret_is_there)
 			return LR_ERR_STATE;
 	}
 	target->is_lost = table.is_lost != 0;
+	target->plain_pages = table.plain_pages;
 	code = lr_target_finish_adding(target, false);
 	if (code < 0)
 		return code == LR_ERR_ARGUMENT ? LR_ERR_STATE : code;

@@ -22,8 +22,8 @@
 #define PAGE        4096u
 #define TMPFS_MAGIC 0x01021994
 #define SEALS       (F_SEAL_SHRINK | F_SEAL_GROW)
-/* Of 5 ms: whoever had the lock may be about to end. */
-#define LOCK_TRIES 40
+/* Of 1 ms: whoever had the lock may be about to end. */
+#define LOCK_TRIES 200
 
 static const char magic[8] = "LRSTATE";
 
@@ -105,7 +105,7 @@ static bool is_fit(int fd, uint64_t bytes)
 static int lock(struct lr_kept *kept, int fd)
 {
 	struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-	struct timespec pause = {.tv_nsec = 5000000};
+	struct timespec pause = {.tv_nsec = 1000000};
 	char path[48];
 
 	snprintf(path, sizeof(path), "/proc/thread-self/fd/%d", fd);
@@ -153,15 +153,18 @@ int lr_kept_open(struct lr_kept *kept, int fd, const struct lr_kept_kind *kind,
 	if (!is_fit(fd, layout.bytes))
 		return lr_problem_set(ret_problem, LR_ERR_STATE, 0, LR_NOWHERE, LR_NOWHERE);
 	error = lock(kept, fd);
-	if (!error) {
-		memory = mmap(NULL, layout.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, kept->fd, 0);
-		error = memory == MAP_FAILED ? errno : 0;
-	}
 	if (error) {
 		lr_kept_close(kept);
 		if (error == EAGAIN || error == EACCES)
 			return lr_problem_set(ret_problem, LR_ERR_BUSY, error, LR_NOWHERE,
 					      LR_NOWHERE);
+		return lr_problem_from_errno(ret_problem, error);
+	}
+	/* Not by the descriptor that has the lock: a mapping keeps that, too. */
+	memory = mmap(NULL, layout.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (memory == MAP_FAILED) {
+		error = errno;
+		lr_kept_close(kept);
 		return lr_problem_from_errno(ret_problem, error);
 	}
 	kept->memory = memory;
@@ -174,6 +177,12 @@ int lr_kept_open(struct lr_kept *kept, int fd, const struct lr_kept_kind *kind,
 	/* So that the kernel can write to it whatever is going on. A wish. */
 	mlock(kept->journal, LR_KEPT_JOURNAL_BYTES);
 	return LR_OK;
+}
+
+void lr_kept_leave_lock(struct lr_kept *kept)
+{
+	close(kept->fd);
+	kept->fd = -1;
 }
 
 void lr_kept_close(struct lr_kept *kept)

@@ -10,7 +10,8 @@
  * copied and checked.
  *
  * One process serves at a time: it has a lock on an open file description of its own, which ends
- * with the last of its threads that could install a page.
+ * with the last thread that has the descriptor. That is the one that installs pages, and no other:
+ * threads of the lowest priority may take long to end where a process is killed.
  */
 #ifndef LR_KEPT_H
 #define LR_KEPT_H
@@ -48,6 +49,7 @@ struct lr_kept_table {
 	uint64_t told; /* number of the message that was the last to change it */
 	uint32_t count;
 	uint32_t is_lost;
+	uint64_t plain_pages; /* for statistics */
 	uint32_t unmapped_count;
 	uint32_t reserved;
 	struct {
@@ -67,7 +69,7 @@ struct lr_kept_header {
 };
 
 struct lr_kept {
-	int fd; /* with the lock */
+	int fd; /* with the lock; -1 when the pager's thread has it */
 	uint8_t *memory;
 	uint64_t bytes;
 	struct lr_kept_kind kind;
@@ -86,6 +88,8 @@ int lr_kept_create(const struct lr_kept_kind *kind, int *ret_fd, struct lr_probl
 int lr_kept_open(struct lr_kept *kept, int fd, const struct lr_kept_kind *kind,
 		 struct lr_problem *ret_problem);
 void lr_kept_close(struct lr_kept *kept);
+/* Leave the lock to the thread that has a copy of the descriptor in a table of its own. */
+void lr_kept_leave_lock(struct lr_kept *kept);
 
 static inline struct lr_kept_piece *lr_kept_pieces(struct lr_kept_table *table)
 {

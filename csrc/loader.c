@@ -6,14 +6,19 @@
 #include "abort.h"
 #include "install.h"
 
+static size_t expanded_bytes(const struct lr_target *target)
+{
+	uint32_t cluster_size = target->image->info.cluster_size;
+
+	return target->host_page > cluster_size ? target->host_page : cluster_size;
+}
+
 int lr_hands_open(struct lr_hands *hands, const struct lr_target *target)
 {
 	const struct lr_image_info *info = &target->image->info;
 	int code;
 
 	memset(hands, 0, sizeof(*hands));
-	if (target->host_page > info->cluster_size)
-		return LR_ERR_PAGE_SIZE;
 	code = lr_decoder_open(&hands->decoder, target->image);
 	if (code < 0)
 		return code;
@@ -22,14 +27,17 @@ int lr_hands_open(struct lr_hands *hands, const struct lr_target *target)
 	memset(hands->decoder.cache.slots, 0,
 	       LR_INDEX_CACHE_SLOTS * sizeof(*hands->decoder.cache.slots));
 	if (target->host_page > info->page_size) {
-		void *expanded = mmap(NULL, info->cluster_size, PROT_READ | PROT_WRITE,
-				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+		/* But not what only hugetlb's pages take, of which no limit is told. */
+		int now = target->zeros ? MAP_NORESERVE : MAP_POPULATE;
+		void *expanded = mmap(NULL, expanded_bytes(target), PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS | now, -1, 0);
 
 		if (expanded == MAP_FAILED) {
 			lr_hands_close(hands);
 			return LR_ERR_NOMEM;
 		}
 		hands->expanded = expanded;
+		hands->expanded_bytes = expanded_bytes(target);
 	}
 	return LR_OK;
 }
@@ -37,7 +45,7 @@ int lr_hands_open(struct lr_hands *hands, const struct lr_target *target)
 void lr_hands_close(struct lr_hands *hands)
 {
 	if (hands->expanded)
-		munmap(hands->expanded, hands->decoder.image->info.cluster_size);
+		munmap(hands->expanded, hands->expanded_bytes);
 	hands->expanded = NULL;
 	lr_decoder_close(&hands->decoder);
 }
@@ -95,8 +103,7 @@ static int decode(struct lr_hands *hands, struct lr_problem *ret_problem)
 	return code;
 }
 
-/* Count what hands did since they were asked last. */
-static void count(struct lr_loader *loader, struct lr_decoder *decoder)
+void lr_loader_count(struct lr_loader *loader, struct lr_decoder *decoder)
 {
 	loader->clusters_decoded += decoder->clusters_decoded;
 	loader->payload_bytes_read += decoder->payload_bytes_read;
@@ -200,14 +207,10 @@ static int install_run(struct lr_loader *loader, struct lr_range *range, uint64_
 void lr_loader_finish(struct lr_target *target, const struct lr_range *range,
 		      uint64_t cluster_begin)
 {
-	uint64_t begin = cluster_begin, stop;
-	uint64_t end = cluster_begin + cluster_bytes(target, range, cluster_begin);
+	uint64_t cluster = lr_target_cluster(target, range, cluster_begin);
 
-	if (!next_unsettled(target, range, &begin, end, &stop))
-		lr_pageset_put(&target->clusters,
-			       range->region.first_cluster
-				       + cluster_begin / target->image->info.cluster_size,
-			       LR_STATE_SETTLED);
+	if (lr_target_is_settled(target, range, cluster))
+		lr_pageset_put(&target->clusters, cluster, LR_STATE_SETTLED);
 }
 
 /* Fence what is not settled of [begin, end): how it was done, or LR_LATER, LR_ERR_NOMEM. */
@@ -235,16 +238,18 @@ int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t c
 		    const struct lr_decoded *decoded, const struct lr_problem *problem)
 {
 	struct lr_target *target = loader->target;
-	uint64_t cluster_begin =
-		(cluster - range->region.first_cluster) * target->image->info.cluster_size;
-	uint64_t bytes = cluster_bytes(target, range, cluster_begin);
-	uint64_t length = range->region.length - cluster_begin;
+	uint64_t cluster_size = target->image->info.cluster_size;
+	uint64_t at = (cluster - range->region.first_cluster) * cluster_size;
+	/* In larger host pages: all of the page. */
+	uint64_t begin = at - at % target->host_page;
+	uint64_t bytes = target->is_huge ? target->host_page : cluster_bytes(target, range, begin);
+	uint64_t length = range->region.length - begin;
 	struct lr_load_error error = {
 		.region = range->number,
 		.code = problem->code,
 		.os_error = problem->os_error,
 		.fenced = 1,
-		.offset = cluster_begin,
+		.offset = begin,
 		.length = length < bytes ? length : bytes,
 		.cluster = cluster,
 		.file_offset = problem->file_offset,
@@ -260,8 +265,8 @@ int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t c
 		if (decoded)
 			run = lr_layout_run(decoded, offset, bytes);
 		if (run.is_data) {
-			int fenced = fence_unsettled(target, range, cluster_begin + run.begin,
-						     cluster_begin + run.end);
+			int fenced =
+				fence_unsettled(target, range, begin + run.begin, begin + run.end);
 
 			if (fenced < 0)
 				return fenced;
@@ -271,7 +276,9 @@ int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t c
 	}
 	if (lr_pageset_get(&target->clusters, cluster) != LR_STATE_FENCED)
 		lr_target_add_error(target, &error);
-	lr_pageset_put(&target->clusters, cluster, LR_STATE_FENCED);
+	for (at = begin; at < begin + length && at < begin + bytes; at += cluster_size)
+		lr_pageset_put(&target->clusters, lr_target_cluster(target, range, at),
+			       LR_STATE_FENCED);
 	return LR_OK;
 }
 
@@ -283,15 +290,13 @@ void lr_loader_fence_rest(struct lr_target *target, struct lr_range *range)
 		nanosleep(&pause, NULL);
 }
 
-/* Failures after which trying again later may help, or nobody is left who waits. */
-static bool must_fence(int code)
+bool lr_loader_must_fence(int code)
 {
 	return code != LR_LATER && code != LR_ERR_NOMEM && code != LR_ERR_GONE;
 }
 
-/* Zeros for a settled page that is missing: its owner gave it up. Or it is there by now. */
-static int give_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
-		      uint64_t end, struct lr_outcome *outcome)
+int lr_loader_give_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
+			 uint64_t end, struct lr_outcome *outcome)
 {
 	struct lr_target *target = loader->target;
 	uint64_t first = lr_target_page(target, range, 0), stop;
@@ -371,12 +376,12 @@ static int bring(struct lr_loader *loader, struct lr_hands *hands, struct lr_ran
 		atomic_store_explicit(&loader->touched, cluster + 1, memory_order_relaxed);
 		if (touched.is_data)
 			code = decode(hands, &problem);
-		count(loader, &hands->decoder);
+		lr_loader_count(loader, &hands->decoder);
 		if (code == LR_OK)
 			code = install_around(loader, hands, range, cluster_begin, bytes, &touched,
 					      outcome, &problem);
 	}
-	if (code < 0 && must_fence(code)) {
+	if (code < 0 && lr_loader_must_fence(code)) {
 		outcome->action = LR_ACTION_FENCE;
 		return lr_loader_fence(loader, range, cluster, is_found ? &decoded : NULL,
 				       &problem);
@@ -392,7 +397,8 @@ void lr_hands_prepare(struct lr_hands *hands, const struct lr_target *target,
 	uint64_t cluster_begin = offset - offset % cluster_size;
 	struct lr_decoded decoded = own_decoded(target, hands);
 
-	if (!lr_pageset_is_settled(&target->clusters, lr_target_page(target, range, offset))
+	if (!target->is_huge
+	    && !lr_pageset_is_settled(&target->clusters, lr_target_page(target, range, offset))
 	    && lr_decoder_find(&hands->decoder, &range->region,
 			       range->region.first_cluster + offset / cluster_size, NULL)
 		       == LR_OK
@@ -412,7 +418,7 @@ int lr_loader_fault(struct lr_loader *loader, struct lr_hands *hands, struct lr_
 
 	memset(ret_outcome, 0, sizeof(*ret_outcome));
 	if (lr_pageset_is_settled(&target->clusters, lr_target_page(target, range, offset)))
-		code = give_zeros(loader, range, offset, end, ret_outcome);
+		code = lr_loader_give_zeros(loader, range, offset, end, ret_outcome);
 	else
 		code = bring(loader, hands, range, cluster_begin, offset, ret_outcome);
 	if (!ret_outcome->touched_ns)
@@ -442,7 +448,7 @@ int lr_loader_install(struct lr_loader *loader, struct lr_range *range,
 				   ret_problem);
 		offset = run.end;
 	}
-	if (code < 0 && must_fence(code)) {
+	if (code < 0 && lr_loader_must_fence(code)) {
 		int fenced = lr_loader_fence(loader, range, decoded->info->cluster, decoded,
 					     ret_problem);
 

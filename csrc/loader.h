@@ -19,6 +19,8 @@
 struct lr_hands {
 	struct lr_decoder decoder;
 	uint8_t *expanded; /* where host pages are larger than the image's */
+	size_t expanded_bytes;
+	uint64_t gathered; /* number of the host page that is there, and 1: huge.h */
 };
 
 struct lr_loader {
@@ -76,9 +78,19 @@ int lr_loader_put(struct lr_loader *loader, struct lr_range *range, uint64_t beg
 void lr_loader_finish(struct lr_target *target, const struct lr_range *range,
 		      uint64_t cluster_begin);
 /* Fence a cluster that could not be decoded elsewhere: `decoded` is NULL where not even the index
- * has it. Same conditions; LR_OK, LR_LATER or LR_ERR_NOMEM. */
+ * has it. Where host pages are larger it is the page that it lies in. Same conditions; LR_OK,
+ * LR_LATER or LR_ERR_NOMEM. */
 int lr_loader_fence(struct lr_loader *loader, struct lr_range *range, uint64_t cluster,
 		    const struct lr_decoded *decoded, const struct lr_problem *problem);
+
+/* Zeros for a settled page that is missing, and for such ones behind it up to `end`: its owner gave
+ * it up. Or it is there by now. Same conditions and results as lr_loader_fault. */
+int lr_loader_give_zeros(struct lr_loader *loader, struct lr_range *range, uint64_t offset,
+			 uint64_t end, struct lr_outcome *outcome);
+/* A failure after which trying again does not help, and somebody is left who waits. */
+bool lr_loader_must_fence(int code);
+/* Count what a decoder did since it was asked last; under `busy`. */
+void lr_loader_count(struct lr_loader *loader, struct lr_decoder *decoder);
 
 /* Fence every page of a range that is not settled, for good: its userfaultfd goes. */
 void lr_loader_fence_rest(struct lr_target *target, struct lr_range *range);

@@ -237,8 +237,9 @@ void lr_near_start(struct lr_pager *pager)
 	struct lr_near *near = &pager->near;
 	near->processor = -1;
 	near->process = pager->target->peer;
-	/* Where a peer's threads run is not known. */
-	if (pager->target->is_remote && !pager->target->are_threads_known)
+	/* Where a peer's threads run is not known; or it could keep this one, and the turn. */
+	if (pager->target->is_remote
+	    && (!pager->target->are_threads_known || !pager->target->uffd.reads_no_wait))
 		return;
 	if (sched_getaffinity(0, sizeof(near->allowed), &near->allowed) < 0
 	    || CPU_COUNT(&near->allowed) < 2)

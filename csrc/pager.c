@@ -1,7 +1,6 @@
 #include "pager.h"
 
 #include <errno.h>
-#include <linux/close_range.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +10,7 @@
 #include <unistd.h>
 
 #include "follow.h"
+#include "huge.h"
 #include "install.h"
 #include "jobs.h"
 #include "keep.h"
@@ -73,7 +73,9 @@ int lr_pager_serve_piece(struct lr_pager *pager, struct lr_hands *hands, struct 
 
 	loader->faults += !fault->is_counted;
 	fault->is_counted = true;
-	code = lr_loader_fault(loader, hands, piece->range, offset, ret_outcome);
+	code = pager->target->is_huge
+		       ? lr_huge_fault(loader, hands, piece->range, offset, ret_outcome)
+		       : lr_loader_fault(loader, hands, piece->range, offset, ret_outcome);
 	if (code == LR_OK)
 		note_answer(pager, fault, piece->range, offset, ret_outcome);
 	return code;
@@ -278,29 +280,18 @@ void lr_pager_have_stack(void)
 		room[i] = 0;
 }
 
-static int by_number(const void *a, const void *b)
-{
-	return *(const int *)a - *(const int *)b;
-}
-
-/* Have a table of descriptors of this thread's own, with nothing but what it needs: a program that
- * closes all descriptors, as one does that becomes a daemon, must not end what serves its memory.
- * Before Linux 5.9 the table is the program's. */
+/* A program that closes all descriptors, as one does that becomes a daemon, must not end what
+ * serves its memory. */
 static void keep_descriptors(struct lr_pager *pager)
 {
-	int own[] = {pager->target->uffd.fd,  pager->target->image->source.fd,
-		     pager->event_fd,         pager->trace.event_fd,
-		     pager->target->event_fd, pager->target->kept ? pager->target->kept->fd : -1};
-	unsigned count = sizeof(own) / sizeof(own[0]), next = 0;
+	struct lr_target *target = pager->target;
+	int own[] = {
+		target->uffd.fd,  target->image->source.fd,
+		pager->event_fd,  pager->trace.event_fd,
+		target->event_fd, target->kept ? target->kept->fd : -1,
+	};
 
-	qsort(own, count, sizeof(own[0]), by_number);
-	if (syscall(SYS_close_range, (unsigned)own[count - 1] + 1, ~0u, CLOSE_RANGE_UNSHARE) < 0)
-		return;
-	for (unsigned i = 0; i < count; i++) {
-		if (own[i] > (int)next)
-			syscall(SYS_close_range, next, (unsigned)own[i] - 1, 0);
-		next = own[i] < 0 ? 0 : (unsigned)own[i] + 1;
-	}
+	pager->has_own_descriptors = lr_thread_keep(own, sizeof(own) / sizeof(own[0]));
 }
 
 void lr_pager_undo_blocking(struct lr_pager *pager)
@@ -397,6 +388,17 @@ int lr_pager_start(struct lr_pager *pager, struct lr_target *target, uint32_t tr
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	}
 	return LR_OK;
+}
+
+void lr_pager_restart(struct lr_pager *pager)
+{
+	struct timespec pause = {.tv_nsec = 1000000};
+
+	pager->is_running = false;
+	/* Without it others would wait for their jobs for good. */
+	do
+		atomic_store(&pager->is_ready, 0);
+	while (start_thread(pager) < 0 && nanosleep(&pause, NULL) == 0);
 }
 
 void lr_pager_abandon(struct lr_pager *pager)

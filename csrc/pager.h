@@ -58,6 +58,7 @@ struct lr_pager {
 	pthread_t thread;
 	struct lr_near near;
 	bool is_running;
+	bool has_own_descriptors; /* its thread: known when it is ready */
 	_Atomic uint32_t is_ready;
 	_Atomic bool is_stopping; /* set before event_fd is written */
 	int event_fd;             /* there is a job, or it is to stop */
@@ -77,6 +78,11 @@ int lr_pager_start(struct lr_pager *pager, struct lr_target *target, uint32_t tr
 		   struct lr_problem *ret_problem);
 /* Ends the thread, whatever it waits for, and frees what it had. */
 void lr_pager_stop(struct lr_pager *pager);
+/* Before that, where a peer may have it wait in a read for good (before Linux 6.10; uffd.c): then
+ * it goes on without the peer, to end what others have it do. No range is active any more. */
+void lr_pager_unblock(struct lr_pager *pager);
+/* For that: once more, where the thread has ended. */
+void lr_pager_restart(struct lr_pager *pager);
 /* In a forked child, where the thread does not exist: free what it had here. */
 void lr_pager_abandon(struct lr_pager *pager);
 

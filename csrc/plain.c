@@ -61,20 +61,25 @@ static void unregister_all(struct lr_target *target, struct lr_range *range)
 		lr_uffd_unregister(&target->uffd, piece.start, piece.end - piece.start);
 }
 
+static int register_again(struct lr_target *target, uint64_t start, uint64_t bytes)
+{
+	bool has_zeropage; /* or not: hugetlb's */
+
+	return lr_uffd_check(&target->uffd, start, bytes, &has_zeropage, NULL);
+}
+
 static void register_all(struct lr_target *target, struct lr_range *range)
 {
 	struct lr_piece piece;
 
 	for (uint64_t offset = 0; lr_target_find_offset(target, range, offset, &piece);
 	     offset = piece.offset + (piece.end - piece.start)) {
-		if (lr_uffd_register(&target->uffd, piece.start, piece.end - piece.start, NULL)
-		    == LR_OK)
+		if (register_again(target, piece.start, piece.end - piece.start) == LR_OK)
 			continue;
 		/* Part of it may be something else by now. */
 		for (uint64_t at = piece.start; at < piece.end; at += SLICE_BYTES)
-			lr_uffd_register(
-				&target->uffd, at,
-				piece.end - at < SLICE_BYTES ? piece.end - at : SLICE_BYTES, NULL);
+			register_again(target, at,
+				       piece.end - at < SLICE_BYTES ? piece.end - at : SLICE_BYTES);
 	}
 }
 
@@ -109,8 +114,10 @@ static void let_go(struct lr_target *target, struct lr_range *range)
 			slot++;
 			continue;
 		}
+		range->plain_pages += (piece->end - piece->start) / target->host_page;
 		lr_pieces_delete(table, slot);
 	}
+	target->plain_pages += range->plain_pages;
 	lr_pieces_commit(target, table);
 	pthread_mutex_unlock(&target->lock);
 }

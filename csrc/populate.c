@@ -54,6 +54,13 @@ void lr_populate_close(struct lr_session *session)
 	}
 }
 
+static uint64_t clusters_a_page(const struct lr_feed *feed)
+{
+	const struct lr_target *target = feed->pager->target;
+
+	return target->is_huge ? target->host_page / target->image->info.cluster_size : 1;
+}
+
 /* Load [cluster, end); *ret_reached is the first that may not be there. */
 static int load(struct lr_feed *feed, struct lr_range *range, uint64_t cluster, uint64_t end,
 		uint64_t deadline_ns, uint64_t *ret_reached, struct lr_problem *ret_problem)
@@ -83,6 +90,11 @@ static int load(struct lr_feed *feed, struct lr_range *range, uint64_t cluster, 
 	if (code < 0) {
 		*ret_reached =
 			problem.cluster >= first && problem.cluster < end ? problem.cluster : first;
+		/* A larger page has none of its clusters where one could not be loaded. */
+		*ret_reached -=
+			(*ret_reached - range->region.first_cluster) % clusters_a_page(feed);
+		if (*ret_reached < first)
+			*ret_reached = first;
 		if (ret_problem)
 			*ret_problem = problem;
 		return code;

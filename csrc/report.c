@@ -36,6 +36,7 @@ static void gather_stats(lr_session *session, struct lr_session_stats *stats)
 	pthread_mutex_lock(&session->target.lock);
 	stats->errors = session->target.error_count;
 	stats->regions_attached = session->target.attached;
+	stats->pages_total = session->target.plain_pages;
 	pthread_mutex_unlock(&session->target.lock);
 	stats->is_gone = atomic_load(&session->target.is_gone);
 	count_pages(&session->target, stats);

@@ -15,6 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "adopt.h"
+#include "jobs.h"
 #include "keep.h"
 #include "pieces.h"
 #include "session.h"
@@ -27,15 +29,13 @@ static int fail(struct lr_problem *ret_problem, int code)
 }
 
 /* The page size that was asked for, or an error. */
-static int64_t page_size_of(const lr_image *image, uint32_t page_size)
+static int64_t page_size_of(uint32_t page_size)
 {
 	uint32_t own = (uint32_t)sysconf(_SC_PAGESIZE);
 
-	if (page_size == HUGE_PAGE && own != HUGE_PAGE)
-		return LR_ERR_UNSUPPORTED;
-	if (page_size && page_size != own)
+	if (page_size && page_size != own && page_size != HUGE_PAGE)
 		return LR_ERR_ARGUMENT;
-	return own > image->info.cluster_size ? (int64_t)LR_ERR_PAGE_SIZE : own;
+	return page_size ? page_size : own;
 }
 
 static struct lr_kept_kind kind_of(const lr_image *image, uint32_t page_size)
@@ -62,7 +62,7 @@ int lr_serve_state(const lr_image *image, uint32_t page_size, int32_t *ret_fd,
 
 	if (!image || !ret_fd)
 		return fail(ret_problem, LR_ERR_ARGUMENT);
-	page = page_size_of(image, page_size);
+	page = page_size_of(page_size);
 	if (page < 0)
 		return fail(ret_problem, (int)page);
 	kind = kind_of(image, (uint32_t)page);
@@ -118,9 +118,13 @@ static int check_ranges(struct lr_target *target, struct lr_problem *ret_problem
 		int code = lr_uffd_check(&target->uffd, piece.start, piece.end - piece.start,
 					 &has_zeropage, ret_problem);
 
-		if (code == LR_ERR_GONE)
+		/* The kernel says of that, too, that there is no memory. */
+		if (code < 0 && lr_uffd_is_gone(&target->uffd, target->host_page))
+			return fail(ret_problem, LR_ERR_GONE);
+		if (code == LR_ERR_NOMEM)
 			return code;
-		if (code < 0 || !has_zeropage)
+		/* Only hugetlb's has no zero page. */
+		if (code < 0 || has_zeropage != !target->zeros)
 			return fail(ret_problem, LR_ERR_ARGUMENT);
 	}
 	return LR_OK;
@@ -177,7 +181,7 @@ static int set_up(struct lr_session *session, const struct lr_serve_options *opt
 		  struct lr_problem *ret_problem)
 {
 	struct lr_target *target = &session->target;
-	int code = lr_uffd_adopt(&target->uffd, options->uffd, ret_problem);
+	int code = lr_adopt(&target->uffd, options->uffd, ret_problem);
 
 	if (code < 0)
 		return code;
@@ -203,6 +207,8 @@ static int set_up(struct lr_session *session, const struct lr_serve_options *opt
 		code = find_pieces(session, options, ret_problem);
 	if (code == LR_OK)
 		code = lr_session_start(session, ret_problem);
+	if (code == LR_OK && target->kept && session->pager.has_own_descriptors)
+		lr_kept_leave_lock(target->kept);
 	return code;
 }
 
@@ -231,7 +237,7 @@ int lr_session_serve(const lr_image *image, const struct lr_serve_options *optio
 	    || options->on_error > LR_ON_ERROR_HOLD || options->granularity > LR_GRANULARITY_PAGE
 	    || options->pid < 0)
 		return fail(ret_problem, LR_ERR_ARGUMENT);
-	page = page_size_of(image, options->page_size);
+	page = page_size_of(options->page_size);
 	if (page < 0)
 		return fail(ret_problem, (int)page);
 	session = calloc(1, sizeof(*session));
@@ -280,6 +286,10 @@ void lr_session_stop_serving(lr_session *session)
 {
 	lr_image *image = (lr_image *)session->image;
 
+	/* What is under way ends where it is. */
+	for (uint32_t i = 0; i < image->info.region_count; i++)
+		lr_range_change(&session->target.ranges[i], LR_RANGE_ACTIVE, LR_RANGE_CLOSING);
+	lr_pager_unblock(&session->pager);
 	lr_fill_stop(&session->fill);
 	lr_pager_stop(&session->pager);
 	lr_populate_close(session);

@@ -4,12 +4,14 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "follow.h"
 #include "pieces.h"
 
+#define HUGETLB_PAGE_MIN (2u << 20)
 /* Of 50 microseconds, and the timer's slack. */
 #define SETTLE_TRIES 200
 
@@ -37,6 +39,21 @@ uint64_t lr_target_pages(const struct lr_image *image, uint32_t host_page)
 	return pages;
 }
 
+/* Never written: all of it is the one page of zeros. */
+static int map_zeros(struct lr_target *target)
+{
+	void *zeros;
+
+	if (target->host_page < HUGETLB_PAGE_MIN)
+		return LR_OK;
+	zeros = mmap(NULL, target->host_page, PROT_READ,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0);
+	if (zeros == MAP_FAILED)
+		return LR_ERR_NOMEM;
+	target->zeros = zeros;
+	return LR_OK;
+}
+
 int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page)
 {
 	uint32_t count = image->info.region_count;
@@ -48,10 +65,13 @@ int lr_target_open(struct lr_target *target, const struct lr_image *image, uint3
 	target->uffd.fd = target->uffd.device = target->event_fd = -1;
 	target->host_page = host_page ? host_page : (uint32_t)sysconf(_SC_PAGESIZE);
 	pthread_mutex_init(&target->lock, NULL);
+	code = map_zeros(target);
+	target->is_huge = target->zeros || target->host_page > image->info.cluster_size;
 	target->ranges = calloc(count ? count : 1, sizeof(*target->ranges));
 	target->errors = calloc(LR_ERRORS_KEPT, sizeof(*target->errors));
-	code = lr_pageset_open(&target->clusters, image->info.cluster_count,
-			       lr_target_pages(image, target->host_page));
+	if (code == LR_OK)
+		code = lr_pageset_open(&target->clusters, image->info.cluster_count,
+				       lr_target_pages(image, target->host_page));
 	if (code == LR_OK)
 		code = lr_pieces_open(target);
 	if (code == LR_OK && (!target->ranges || !target->errors))
@@ -74,6 +94,8 @@ int lr_target_open(struct lr_target *target, const struct lr_image *image, uint3
 void lr_target_close(struct lr_target *target)
 {
 	lr_uffd_close(&target->uffd);
+	if (target->zeros)
+		munmap((void *)target->zeros, target->host_page);
 	lr_pageset_close(&target->clusters);
 	lr_pieces_close(target);
 	free(target->ranges);
@@ -311,6 +333,8 @@ bool lr_target_take(struct lr_target *target, struct lr_range *range, struct lr_
 	} else if (range->is_entered) {
 		range->is_entered = false;
 		target->attached--;
+		target->plain_pages -= range->plain_pages;
+		range->plain_pages = 0;
 	}
 	pthread_mutex_unlock(&target->lock);
 	return slot >= 0;

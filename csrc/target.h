@@ -40,6 +40,7 @@ struct lr_range {
 	bool is_owned;            /* mapped by the session, which unmaps it */
 	_Atomic bool is_unmapped; /* all of it, in one piece: there is nothing to load */
 	bool is_entered;          /* it may have pieces; under the target's lock */
+	uint64_t plain_pages;     /* that it had when it became plain; under the target's lock */
 	struct lr_region_info region;
 };
 
@@ -67,10 +68,12 @@ struct lr_pieces {
 struct lr_target {
 	const struct lr_image *image;
 	struct lr_uffd uffd;
-	uint32_t host_page;     /* bytes */
-	uint32_t pieces_max;    /* room in each table */
-	uint32_t on_error;      /* enum lr_on_error */
-	uint32_t granularity;   /* enum lr_granularity */
+	uint32_t host_page;   /* bytes */
+	bool is_huge;         /* larger than a cluster, or hugetlb's: huge.h */
+	const uint8_t *zeros; /* a page's, where the kernel has no zero page: hugetlb. Else NULL */
+	uint32_t pieces_max;  /* room in each table */
+	uint32_t on_error;    /* enum lr_on_error */
+	uint32_t granularity; /* enum lr_granularity */
 	_Atomic bool is_shared; /* others install too: inline.h, lr_pager_do */
 	/* Another process's memory: nothing can be done with it but by its userfaultfd. */
 	bool is_remote;
@@ -97,6 +100,7 @@ struct lr_target {
 	struct lr_pieces tables[2];
 	_Atomic uint32_t current;
 	uint32_t attached;       /* ranges */
+	uint64_t plain_pages;    /* of those that are plain, and of such before a takeover */
 	bool is_lost;            /* there were more pieces than room: not all are known */
 	_Atomic bool is_advised; /* a fork has just kept pieces from children: see apply_unmap */
 	/* Places of which an UNMAP is still to be read: follow.c. */
@@ -110,7 +114,7 @@ struct lr_target {
 	struct lr_load_error *errors; /* the first LR_ERRORS_KEPT */
 };
 
-/* host_page: 0 for this machine's. It may be larger than a cluster: huge.h. */
+/* host_page: 0 for this machine's. From 2 MiB on it is memory of hugetlb. */
 int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page);
 void lr_target_close(struct lr_target *target);
 

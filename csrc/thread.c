@@ -2,8 +2,12 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <linux/close_range.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -26,6 +30,26 @@ int lr_thread_start(pthread_t *ret_thread, void *(*run_it)(void *), void *argume
 	return error;
 }
 
+static int by_number(const void *a, const void *b)
+{
+	return *(const int *)a - *(const int *)b;
+}
+
+bool lr_thread_keep(int *fds, unsigned count)
+{
+	unsigned next = 0;
+
+	qsort(fds, count, sizeof(fds[0]), by_number);
+	if (syscall(SYS_close_range, (unsigned)fds[count - 1] + 1, ~0u, CLOSE_RANGE_UNSHARE) < 0)
+		return false;
+	for (unsigned i = 0; i < count; i++) {
+		if (fds[i] > (int)next)
+			syscall(SYS_close_range, next, (unsigned)fds[i] - 1, 0);
+		next = fds[i] < 0 ? 0 : (unsigned)fds[i] + 1;
+	}
+	return true;
+}
+
 void lr_flag_raise(_Atomic uint32_t *flag)
 {
 	/* Release: partner of the acquire in lr_flag_wait. */
@@ -37,4 +61,14 @@ void lr_flag_wait(_Atomic uint32_t *flag)
 {
 	while (!atomic_load_explicit(flag, memory_order_acquire))
 		syscall(SYS_futex, flag, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+}
+
+void lr_thread_yield_to_all(void)
+{
+	struct sched_param none = {0};
+
+	if (sched_setscheduler(0, SCHED_IDLE, &none) < 0)
+		setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 19);
+	/* ioprio_set(IOPRIO_WHO_PROCESS, this thread, IOPRIO_CLASS_IDLE), which has no header. */
+	syscall(SYS_ioprio_set, 1, 0, 3 << 13);
 }

@@ -2,8 +2,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -172,27 +172,6 @@ int lr_uffd_open_like(struct lr_uffd *uffd, const struct lr_uffd *other,
 	return LR_OK;
 }
 
-/* What its maker asked for: 0, or an errno. */
-static int read_features(int fd, uint64_t *ret_features)
-{
-	char path[48], text[512], *line;
-	int info;
-	ssize_t got;
-
-	snprintf(path, sizeof(path), "/proc/thread-self/fdinfo/%d", fd);
-	info = open(path, O_RDONLY | O_CLOEXEC);
-	if (info < 0)
-		return errno;
-	got = read(info, text, sizeof(text) - 1);
-	close(info);
-	text[got > 0 ? got : 0] = '\0';
-	/* "API:\taa:108:1ff": of the interface, features and requests. */
-	line = strstr(text, "\nAPI:\t");
-	if (!line || sscanf(line, "\nAPI:\taa:%" SCNx64 ":", ret_features) != 1)
-		return EINVAL;
-	return 0;
-}
-
 /* Whether a descriptor is of the file that is called so; -1 where that cannot be told. */
 static int is_named(int fd, const char *name)
 {
@@ -206,30 +185,9 @@ static int is_named(int fd, const char *name)
 	return (size_t)got == strlen(name) && memcmp(found, name, (size_t)got) == 0;
 }
 
-int lr_uffd_adopt(struct lr_uffd *uffd, int fd, struct lr_problem *ret_problem)
+int lr_uffd_is_one(int fd)
 {
-	struct iovec one = {.iov_base = &one, .iov_len = 1};
-	uint64_t features = 0;
-
-	memset(uffd, 0, sizeof(*uffd));
-	uffd->fd = uffd->device = -1;
-	/* Initialised: one that is not says of each request that it is invalid. */
-	if (is_named(fd, UFFD_NAME) <= 0 || !knows(fd, UFFDIO_WAKE) || read_features(fd, &features))
-		return lr_problem_set(ret_problem, LR_ERR_ARGUMENT, 0, LR_NOWHERE, LR_NOWHERE);
-	if (features & (LR_UFFD_FEATURE_EVENT_FORK | LR_UFFD_FEATURE_SIGBUS))
-		return lr_problem_set(ret_problem, LR_ERR_UNSUPPORTED, 0, LR_NOWHERE, LR_NOWHERE);
-	uffd->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	if (uffd->fd < 0)
-		return lr_problem_from_errno(ret_problem, errno);
-	uffd->is_adopted = true;
-	uffd->tells_quiet = knows(fd, UFFDIO_CONTINUE);
-	/* Of other processes' memory nothing can be moved. The top bit is the kernel's own. */
-	features &= 0x7fffffff & ~(LR_UFFD_FEATURE_POISON | LR_UFFD_FEATURE_MOVE);
-	uffd->features = features | (knows(fd, REQUEST_POISON) ? LR_UFFD_FEATURE_POISON : 0);
-	lr_uffd_undo_blocking(uffd);
-	/* Too little room for a message, which is said where such reads are known (Linux 6.10). */
-	uffd->reads_no_wait = preadv2(uffd->fd, &one, 1, -1, RWF_NOWAIT) < 0 && errno == EINVAL;
-	return LR_OK;
+	return is_named(fd, UFFD_NAME) > 0 && knows(fd, UFFDIO_WAKE);
 }
 
 void lr_uffd_undo_blocking(const struct lr_uffd *uffd)
@@ -238,6 +196,18 @@ void lr_uffd_undo_blocking(const struct lr_uffd *uffd)
 
 	if (flags >= 0 && !(flags & O_NONBLOCK))
 		fcntl(uffd->fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+void lr_uffd_look(struct lr_uffd *uffd)
+{
+	struct iovec too_small = {.iov_base = uffd, .iov_len = 1};
+
+	uffd->tells_quiet = knows(uffd->fd, UFFDIO_CONTINUE);
+	if (knows(uffd->fd, REQUEST_POISON))
+		uffd->features |= LR_UFFD_FEATURE_POISON;
+	/* Which is said where such reads are known. */
+	uffd->reads_no_wait =
+		preadv2(uffd->fd, &too_small, 1, -1, RWF_NOWAIT) < 0 && errno == EINVAL;
 }
 
 /* Close a descriptor unless the program closed it, and has another file by its number. */
@@ -317,6 +287,14 @@ int lr_uffd_check(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
 		return lr_problem_from_errno(ret_problem, errno);
 	*ret_has_zeropage = request.ioctls & 1ull << _UFFDIO_ZEROPAGE;
 	return LR_OK;
+}
+
+bool lr_uffd_is_gone(const struct lr_uffd *uffd, uint64_t host_page)
+{
+	/* From where nothing can be read, so that nothing is installed in any case. */
+	struct uffdio_copy request = {.dst = host_page, .src = host_page, .len = host_page};
+
+	return ioctl(uffd->fd, UFFDIO_COPY, &request) < 0 && (errno == ESRCH || errno == ENOSPC);
 }
 
 /* The kernel reports how far it came in a field that holds bytes, or a negative errno where it did
@@ -401,11 +379,12 @@ void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
 
 bool lr_uffd_is_quiet(const struct lr_uffd *uffd, uint64_t page, uint64_t host_page)
 {
-	/* Refused in any case: there is no such mode. But if a message waits, that is said first.
-	 */
+	/* Refused in any case: it is for shared memory. But if a message waits, that is said first.
+	 * A peer's memory may be shared: there is no such mode. (Only for this process's own is it
+	 * asked twice, the second time when whoever changes the mappings now has done so.) */
 	struct uffdio_continue request = {
 		.range = {.start = page, .len = host_page},
-		.mode = 1ull << 63,
+		.mode = uffd->is_adopted ? 1ull << 63 : 0,
 	};
 
 	return ioctl(uffd->fd, UFFDIO_CONTINUE, &request) == 0 || errno != EAGAIN;
@@ -457,8 +436,17 @@ static ssize_t read_once(const struct lr_uffd *uffd, void *ret_raw, size_t bytes
 
 	if (uffd->reads_no_wait)
 		return preadv2(uffd->fd, &to, 1, -1, RWF_NOWAIT);
-	if (uffd->is_adopted)
+	if (uffd->is_adopted) {
+		struct pollfd ready = {.fd = uffd->fd, .events = POLLIN};
+
 		lr_uffd_undo_blocking(uffd);
+		if (poll(&ready, 1, 0) <= 0 || !(ready.revents & POLLIN)) {
+			errno = EAGAIN;
+			return -1;
+		}
+		/* If the peer makes it block now, and takes the message, this does not return: see
+		 * lr_pager_unblock. */
+	}
 	return read(uffd->fd, ret_raw, bytes);
 }
 

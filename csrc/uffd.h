@@ -26,7 +26,8 @@ struct lr_uffd {
 	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY */
 	uint64_t features;  /* in use */
 	bool is_adopted;    /* another process made it, and may do with it what it likes */
-	bool reads_no_wait; /* the kernel can be told so at each read */
+	bool reads_no_wait; /* the kernel can be told so at each read; else its maker can make it
+			       wait */
 	bool tells_quiet;   /* lr_uffd_is_quiet knows */
 	/* Copies and zero pages wake nobody: who is to be waked is noted, for later. */
 	bool defers_wakes;
@@ -38,10 +39,11 @@ struct lr_uffd {
  * allows. With those of `features` that the kernel has. Non-blocking and close-on-exec. */
 int lr_uffd_open(struct lr_uffd *uffd, uint32_t privilege, uint64_t features,
 		 struct lr_problem *ret_problem);
-/* Take a copy of one that another process made and initialised. LR_ERR_ARGUMENT where it is nothing
- * of that kind; LR_ERR_UNSUPPORTED where it tells of forks, or answers faults by signals. What the
- * kernel can do with it is in its features, whether or not it was asked for there. */
-int lr_uffd_adopt(struct lr_uffd *uffd, int fd, struct lr_problem *ret_problem);
+/* Whether a descriptor is a userfaultfd that was initialised. */
+int lr_uffd_is_one(int fd);
+/* Look what the kernel can do with one that was not opened here: poisoning, whether or not that was
+ * asked for, and what stands beside `features`. */
+void lr_uffd_look(struct lr_uffd *uffd);
 /* Its owner may have made it one whose read blocks, and that cannot be polled: undo that. */
 void lr_uffd_undo_blocking(const struct lr_uffd *uffd);
 /* One more of the same kind, in a forked child: by the kept device, which works even where the
@@ -57,6 +59,8 @@ int lr_uffd_register(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
  * for huge pages. LR_ERR_ARGUMENT where there is nothing that could be registered. */
 int lr_uffd_check(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
 		  bool *ret_has_zeropage, struct lr_problem *ret_problem);
+/* Whether the address space that it is about is gone. */
+bool lr_uffd_is_gone(const struct lr_uffd *uffd, uint64_t host_page);
 /* Makes missing pages of the range read as zeros: only for a range of which nothing was promised.
  */
 void lr_uffd_unregister(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);

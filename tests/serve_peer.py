@@ -24,6 +24,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Self
@@ -146,17 +147,23 @@ class Monitor:
         return self.read(0, self.pages * PAGE)
 
 
-def open_userfaultfd(features: int = 0) -> int:
-    """A userfaultfd that was initialised; OSError where there is none to be had."""
+def new_userfaultfd() -> int:
+    """A userfaultfd that is not initialised; OSError where there is none to be had."""
     flags = os.O_CLOEXEC | os.O_NONBLOCK
     try:
         with open("/dev/userfaultfd", "rb", buffering=0) as device:
-            fd = fcntl.ioctl(device, _NEW, flags)
+            return fcntl.ioctl(device, _NEW, flags)
     except OSError:
         libc = ctypes.CDLL(None, use_errno=True)
         fd = libc.syscall(_SYSCALL[platform.machine()], flags)
         if fd < 0:
             raise OSError(ctypes.get_errno(), "userfaultfd") from None
+        return int(fd)
+
+
+def open_userfaultfd(features: int = 0) -> int:
+    """One that is."""
+    fd = new_userfaultfd()
     fcntl.ioctl(fd, _API, struct.pack("QQQ", 0xAA, features, 0))
     return fd
 
@@ -198,7 +205,8 @@ class Child:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         if not pieces:
             sent = self.connection.sendmsg([data], rights)
-            self.connection.sendall(data[sent:])
+            if sent < len(data):
+                self.connection.sendall(data[sent:])
             return
         for number in range(0, len(data), 7):
             piece = data[number : number + 7]
@@ -235,6 +243,16 @@ class Child:
                 data += memory[low - start : high - start]
         return data
 
+    def read_all(self) -> bytes:
+        return self.read(0, 1 << 62)
+
+    def start_stealing(self) -> None:
+        """Read the messages that are the service's, as they come."""
+        os.set_blocking(self.uffd, True)
+        steal = threading.Thread(target=lambda: [os.read(self.uffd, 32) for _ in iter(int, 1)])
+        steal.daemon = True
+        steal.start()
+
     def discard(self, offset: int, length: int) -> None:
         """Give memory up, as a balloon does."""
         for start, memory in self.maps:
@@ -270,14 +288,8 @@ def _obey(control: socket.socket) -> None:
             expression = _receive(control)
         except (EOFError, ConnectionError):
             return
-        names = {
-            **{name: getattr(child, name) for name in dir(child) if not name.startswith("_")},
-            "os": os,
-            "socket": socket,
-            "child": child,
-            "fcntl": fcntl,
-            "time": time,
-        }
+        own = {name: getattr(child, name) for name in dir(child) if not name.startswith("_")}
+        names = {**globals(), **own}
         try:
             value = eval(expression, names)
         except Exception as error:  # whatever it is, it is the test's

@@ -10,12 +10,13 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from cli_support import start
 
-LIMIT_S = 60.0 * float(os.environ.get("CHECK_TIME_FACTOR", "1"))
+LIMIT_S = 40.0 * float(os.environ.get("CHECK_TIME_FACTOR", "1"))
 
 
 class Service:
@@ -94,9 +95,13 @@ class Service:
                 self._more.wait(left)
         return found[count - 1]
 
-    def fds(self) -> int:
-        """How many descriptors it has."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+    def fds(self) -> list[str]:
+        """What its descriptors are, sorted."""
+        found = []
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.append(os.readlink(f"/proc/{self.pid}/fd/{fd}"))
+        return sorted(found)
 
     def connect(self) -> socket.socket:
         """A connection of this process's."""
@@ -126,11 +131,19 @@ class Service:
             self.process.wait()
 
 
-def eventually(what: str, is_so: Any) -> None:
+def eventually(what: str, is_so: Callable[[], object]) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + LIMIT_S
     while not is_so():
         assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.005)
+
+
+def become(what: str, look: Callable[[], object], wanted: object) -> None:
+    """Wait until something is found."""
+    deadline = time.monotonic() + LIMIT_S
+    while (found := look()) != wanted:
+        assert time.monotonic() < deadline, f"{what}: {found} and not {wanted}"
         time.sleep(0.005)
 
 

@@ -76,6 +76,7 @@ class Connection:
         path: of the socket that it came to.
         uid, pid: of who connected; pid 0: not visible from here.
         since: when it was accepted, time.time().
+        accepted_s: the same in seconds since the boot.
         deadline: until when it has to be through, in the loop's time.
         data: bytes that came and are not taken yet.
         fds: descriptors that came with them; closed with the connection.
@@ -88,6 +89,7 @@ class Connection:
         self.path = path
         self.pid, self.uid, self.gid = credentials(sock)
         self.since = time.time()
+        self.accepted_s = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.deadline = asyncio.get_running_loop().time() + HANDSHAKE_S
         self.data = bytearray()
         self.fds: list[int] = []
@@ -238,6 +240,7 @@ class Connection:
     def send_now(self, data: bytes) -> None:
         """Send what can be sent at once: a last word."""
         with contextlib.suppress(OSError):
+            self._empty()  # what is left there would make the end a reset
             self.socket.send(data, socket.MSG_NOSIGNAL)
 
     def detach(self) -> socket.socket:

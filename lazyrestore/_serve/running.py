@@ -15,9 +15,10 @@ from lazyrestore.errors import LazyRestoreError
 
 from . import listen, shutdown, takeover
 from .holdings import HeldImage, HeldListener, HeldPeer, Holdings, Record
+from .ledger import NoLedger
 from .listen import Listener
 from .peer import PeerFds
-from .service import NoLedger, Service
+from .service import Service
 from .status import Status
 
 if TYPE_CHECKING:

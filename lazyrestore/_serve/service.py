@@ -15,13 +15,12 @@ import asyncio
 import errno
 import itertools
 import os
-import resource
 import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lazyrestore.errors import LazyRestoreError, ProcessError
 
@@ -32,13 +31,14 @@ from .connection import (
     Connection,
     Edges,
     choose_uffd,
-    close_foreign,
     refusal_bytes,
 )
+from .descriptors import raise_descriptor_limit, take_descriptors
 from .figures import Tallies
 from .handshake import Refusal, page_size_of, parse_json, parse_regions, place
 from .images import Images, choose_working_set
-from .peer import Peer, PeerFds, Record, open_pidfd
+from .ledger import Ledger, Listener, NoLedger
+from .peer import Peer, PeerFds
 from .recordings import Recordings
 from .watch import Watch
 
@@ -60,43 +60,6 @@ _THREADS = 32
 _T = TypeVar("_T")
 Request = Callable[[Connection, dict[str, object]], Awaitable[None]]
 Emit = Callable[..., None]
-
-
-class Listener(Protocol):
-    """A socket that listens, and its path."""
-
-    @property
-    def sock(self) -> socket.socket: ...
-    @property
-    def path(self) -> str: ...
-
-
-class Ledger(Protocol):
-    """Who is told of all that must outlive this process, before anything is done with it.
-
-    Its descriptors are lent: they stay open until `gone`.
-    """
-
-    def accepted(self, key: str, fd: int) -> None:
-        """Somebody has connected."""
-
-    def peer(self, key: str, record: Record, fds: dict[str, int]) -> None:
-        """Somebody is about to be served, or has changed: `Peer.record`, `PeerFds.by_role`."""
-
-    def image(self, path: str, digest: str) -> None:
-        """An image that somebody is about to be served from."""
-
-    def gone(self, key: str) -> None:
-        """A connection or a peer has ended; before its descriptors are closed."""
-
-
-class NoLedger:
-    """For a service without a keeper."""
-
-    def accepted(self, key: str, fd: int) -> None: ...
-    def peer(self, key: str, record: Record, fds: dict[str, int]) -> None: ...
-    def image(self, path: str, digest: str) -> None: ...
-    def gone(self, key: str) -> None: ...
 
 
 class Service:
@@ -151,6 +114,7 @@ class Service:
         self._is_paused = False
         self._endings: set[asyncio.Future[None]] = set()
         self._is_accepting = False
+        self._is_short = False  # of descriptors or memory, at the last attempt to accept
         self._watch = Watch(self)
         self._sets: dict[int, tuple[Image, WorkingSet | None]] = {}
 
@@ -161,7 +125,7 @@ class Service:
         limit = raise_descriptor_limit()
         room = max(limit - _SPARE_FDS, 16)
         self.peers_max = min(PEERS_MAX, room // (_FDS_OF_A_PEER + 4))
-        self.connections_max = min(CONNECTIONS_MAX, max(8, room // 8))
+        self.connections_max = min(CONNECTIONS_MAX, max(8, room // 4))
         self._is_accepting = True
         for listener in self.listeners.values():
             self._listen(listener)
@@ -201,11 +165,15 @@ class Service:
                     continue
                 self._pause(error)
                 return
+            self._is_short = False
             self.adopt_connection(sock, listener.path)
 
     def _pause(self, error: OSError) -> None:
         """Nothing can be accepted now: whoever wants to connect waits in the socket's queue."""
-        self.emit("error", reason=f"cannot accept: {os.strerror(error.errno or 0)}: it is tried on")
+        if not self._is_short:
+            self._is_short = True
+            why = os.strerror(error.errno or 0)
+            self.emit("error", reason=f"cannot accept: {why}: whoever connects has to wait")
         self._is_accepting = False
         for listener in self.listeners.values():
             self.loop.remove_reader(listener.sock.fileno())
@@ -383,20 +351,7 @@ class Service:
         Raises:
             Refusal: its process has ended, or could not be ended if that was needed.
         """
-        boot_s = time.clock_gettime(time.CLOCK_BOOTTIME) - (time.time() - connection.since)
-        pidfd = open_pidfd(connection.socket, connection.pid, boot_s)
-        if self.options.on_error == "kill" and (why := cannot_end(pidfd)) is not None:
-            if pidfd is not None:
-                os.close(pidfd)
-            raise Refusal(
-                "kill",
-                f"it could not be ended if a page cannot be loaded: {why}: serve with --on-error"
-                " poison or log, or as root",
-            )
-        fds = connection.take_fds()
-        chosen = fds.pop(uffd)
-        close_foreign(fds)
-        return PeerFds(uffd=chosen, socket=connection.socket, pidfd=pidfd, state=-1)
+        return take_descriptors(connection, uffd, is_end_needed=self.options.on_error == "kill")
 
     # Serving.
 
@@ -528,26 +483,3 @@ def describe(peer: Peer) -> dict[str, object]:
         "image": peer.image.path,
         "bytes": peer.total_bytes,
     }
-
-
-def cannot_end(pidfd: int | None) -> str | None:
-    """Why a process could not be killed by its pidfd; None: it could."""
-    import signal
-
-    if pidfd is None:
-        return "its process cannot be seen from here"
-    try:
-        signal.pidfd_send_signal(pidfd, 0)
-    except ProcessLookupError:
-        raise Refusal("gone", "its process has ended") from None
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
-
-
-def raise_descriptor_limit() -> int:
-    """Allow as many descriptors as may be; how many that are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return 1 << 20 if hard == resource.RLIM_INFINITY else hard

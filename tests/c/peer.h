@@ -81,7 +81,9 @@ static inline void peer_run(struct peer *peer)
 	_exit(0);
 }
 
-/* `memory_fd`: mapped shared, or -1 for private memory. */
+#define PEER_HUGE (-2)
+
+/* `memory_fd`: mapped shared, or -1 for private memory, or PEER_HUGE for that in pages of 2 MiB. */
 static inline void peer_start_at(struct peer *peer, size_t pages, uint64_t features, int memory_fd)
 {
 	int sockets[2];
@@ -103,8 +105,15 @@ static inline void peer_start_at(struct peer *peer, size_t pages, uint64_t featu
 		if (memory_fd >= 0)
 			peer->memory = mmap(NULL, pages * KERNEL_PAGE, PROT_READ | PROT_WRITE,
 					    MAP_SHARED, memory_fd, 0);
+		else if (memory_fd == PEER_HUGE)
+			peer->memory = mmap(NULL, pages * KERNEL_PAGE, PROT_READ | PROT_WRITE,
+					    MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB
+						    | (21 << MAP_HUGE_SHIFT),
+					    -1, 0);
 		else
 			peer->memory = kernel_map(pages);
+		if (peer->memory == MAP_FAILED && memory_fd == PEER_HUGE)
+			SKIP("no huge pages to be had here: %s", strerror(errno));
 		CHECK(peer->memory != MAP_FAILED);
 		CHECK_EQ(kernel_register(peer->uffd, peer->memory, pages, NULL), 0);
 		peer_send(peer->socket, &peer->memory, sizeof(peer->memory), peer->uffd);

@@ -47,8 +47,13 @@ static inline lr_session *serve(const struct peer *peer, int state)
 {
 	struct lr_peer_range range = whole_range(peer);
 	lr_session *session = NULL;
+	int code;
 
-	CHECK_EQ(try_to_serve(peer, &range, 1, state, &session), LR_OK);
+	/* Whoever served before may be about to end. */
+	do
+		code = try_to_serve(peer, &range, 1, state, &session);
+	while (code == LR_ERR_BUSY);
+	CHECK_EQ(code, LR_OK);
 	return session;
 }
 

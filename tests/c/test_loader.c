@@ -174,21 +174,6 @@ static void loads_all_page_sizes(void)
 	}
 }
 
-/* A host page that is larger than a cluster could not be filled by one: refused by name. */
-static void refuses_clusters_below_the_host_page(void)
-{
-	struct setting set = {0};
-
-	image_make(&set.image, 4096, 16384, 100000, "d");
-	CHECK_EQ(lr_image_open(set.image.path, &set.opened, NULL), LR_OK);
-	CHECK_EQ(lr_target_open(&set.target, set.opened, 65536), LR_OK);
-	CHECK_EQ(lr_loader_open(&set.loader, &set.target), LR_ERR_PAGE_SIZE);
-	lr_loader_close(&set.loader);
-	lr_target_close(&set.target);
-	lr_image_close(set.opened);
-	image_fini(&set.image);
-}
-
 /* A zero page brings its run and not its cluster's data; a data page brings the whole cluster. */
 static void zero_pages_do_not_decode(void)
 {
@@ -280,12 +265,8 @@ static void counts_errors_past_those_it_keeps(void)
 }
 
 static const struct check_case cases[] = {
-	CHECK_CASE(all_page_sizes),
-	CHECK_CASE(loads_all_page_sizes),
-	CHECK_CASE(refuses_clusters_below_the_host_page),
-	CHECK_CASE(zero_pages_do_not_decode),
-	CHECK_CASE(fences_a_damaged_cluster),
-	CHECK_CASE(fences_what_has_no_entry),
-	CHECK_CASE(counts_errors_past_those_it_keeps),
+	CHECK_CASE(all_page_sizes),           CHECK_CASE(loads_all_page_sizes),
+	CHECK_CASE(zero_pages_do_not_decode), CHECK_CASE(fences_a_damaged_cluster),
+	CHECK_CASE(fences_what_has_no_entry), CHECK_CASE(counts_errors_past_those_it_keeps),
 };
 CHECK_MAIN(cases)

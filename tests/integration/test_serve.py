@@ -10,7 +10,7 @@ import pytest
 from process_support import in_child
 from restore_support import write_image
 from serve_peer import EVENT_REMOVE, PAGE, VERSIONS, Monitor
-from serve_support import Service, eventually, threads_of
+from serve_support import Service, become, eventually, threads_of
 
 pytestmark = pytest.mark.uffd
 
@@ -43,7 +43,7 @@ def test_every_version(image: Path, expected: bytes, tmp_path: Path) -> None:
             assert gone["faults"] > 0
             assert gone["protocol"] == ("nydus" if version == "nydus" else "firecracker")
         assert service.find("refused") == []
-        eventually("its descriptors are closed", lambda: service.fds() == idle)
+        become("its descriptors are closed", service.fds, idle)
 
 
 @in_child()
