@@ -148,7 +148,9 @@ static void has_the_pager_wait_for_good(bool with_fill)
 
 	set_up(PEER_FEATURES);
 	session = serve_with(-1, LR_ON_ERROR_FENCE);
+	lr_pager_stop(&session->pager);
 	session->target.uffd.reads_no_wait = false;
+	CHECK_EQ(lr_session_start(session, NULL), LR_OK);
 	start_there(make_it_block);
 	start_there(take_messages);
 	start_there(touch_all);

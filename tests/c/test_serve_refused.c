@@ -297,6 +297,8 @@ static void states_of_another_image(void)
 	of_second->info.digest[31] ^= 1;
 	CHECK_EQ(lr_serve_state(of_second, 0, &state, NULL), LR_OK);
 	CHECK_EQ(try_state(state), LR_ERR_STATE);
+	lr_image_close(of_second);
+	image_fini(&second);
 	tear_down();
 }
 

@@ -238,7 +238,7 @@ static int64_t move_away(struct peer *peer, uint64_t pages, uint64_t unused)
 static void moves_once(void)
 {
 	struct peer peer;
-	lr_session *session;
+	lr_session *session, *dead;
 	struct lr_piece piece;
 	uint8_t journal[LR_UFFD_MESSAGES_MAX * LR_UFFD_MESSAGE_BYTES];
 	struct lr_uffd_message message;
@@ -271,12 +271,14 @@ static void moves_once(void)
 	/* As if it had died here. */
 	memcpy(session->kept.journal, journal, sizeof(journal));
 	lr_kept_close(&session->kept);
+	dead = session;
 	session = serve(&peer, state);
 	CHECK_EQ(stats_of(session).pages_total, PAGES);
 	CHECK(lr_target_next(&session->target, 0, &piece));
 	CHECK_EQ(peer_do(&peer, check_pages, 0, PAGES), 0);
 	CHECK_EQ(session->target.unmapped_count, 0);
 	lr_session_close(session);
+	lr_session_close(dead);
 	peer_end(&peer);
 }
 
