@@ -175,6 +175,7 @@ class Child:
         self.maps: list[tuple[int, mmap.mmap]] = []  # offset in the memory file, memory
         self.uffd = -1
         self.connection = socket.socket(socket.AF_UNIX)
+        self.held: list[socket.socket] = []
         self.spare = os.memfd_create("spare")
 
     def prepare(
@@ -213,6 +214,17 @@ class Child:
             self.connection.sendmsg([piece], rights if number == 0 else [])
             if number % 70 == 0:
                 time.sleep(0.001)
+
+    def connect_and_hold(self, path: str) -> None:
+        """One more connection, of which nothing more is said."""
+        self.held.append(socket.socket(socket.AF_UNIX))
+        self.held[-1].connect(path)
+
+    def drip(self, piece: bytes, seconds: float) -> None:
+        """Send a piece again and again until that fails."""
+        while True:
+            self.connection.send(piece)
+            time.sleep(seconds)
 
     def hang_up(self) -> None:
         self.connection.close()

@@ -441,6 +441,8 @@ class Service:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in list(self.connections.values()):  # those that had not begun to talk
+            self._forget(connection)
         if self._is_accepting:
             for listener in self.listeners.values():
                 self.loop.remove_reader(listener.sock.fileno())
