@@ -438,15 +438,16 @@ class Service:
         """End all that is left: connections, peers, threads. Peers that miss pages wait for good,
         or for whoever has copies of their descriptors.
         """
+        self._is_paused = True
+        if self._is_accepting:
+            for listener in self.listeners.values():
+                self.loop.remove_reader(listener.sock.fileno())
+            self._is_accepting = False
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for connection in list(self.connections.values()):  # those that had not begun to talk
             self._forget(connection)
-        if self._is_accepting:
-            for listener in self.listeners.values():
-                self.loop.remove_reader(listener.sock.fileno())
-            self._is_accepting = False
         for peer in list(self.peers.values()):
             await self.end_peer(peer, "the service ended")
         await asyncio.gather(*self._endings)
