@@ -118,6 +118,8 @@ static void let_go(struct lr_target *target, struct lr_range *range)
 		lr_pieces_delete(table, slot);
 	}
 	target->plain_pages += range->plain_pages;
+	target->attached -= range->is_entered;
+	range->is_entered = false;
 	lr_pieces_commit(target, table);
 	pthread_mutex_unlock(&target->lock);
 }

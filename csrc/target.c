@@ -330,9 +330,10 @@ bool lr_target_take(struct lr_target *target, struct lr_range *range, struct lr_
 	if (slot >= 0) {
 		*ret_piece = table->items[slot];
 		lr_pieces_delete(table, (uint32_t)slot);
-	} else if (range->is_entered) {
+	} else {
+		/* One that is plain has left already, but for its pages. */
+		target->attached -= range->is_entered;
 		range->is_entered = false;
-		target->attached--;
 		target->plain_pages -= range->plain_pages;
 		range->plain_pages = 0;
 	}
