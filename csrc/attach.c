@@ -244,6 +244,13 @@ static void empty(const struct lr_attached *place)
 	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }
 
+/* Nobody reads the messages of what is not served yet: so there must be none. */
+static void unwatch(const struct lr_attachment *attachment, const struct lr_attached *place)
+{
+	if (!attachment->is_running)
+		lr_uffd_unregister(&attachment->uffd, place->start, place->bytes);
+}
+
 static int check_added(const struct lr_attachment *attachment, uint32_t region)
 {
 	if (region >= attachment->info.region_count)
@@ -262,12 +269,31 @@ int lr_attachment_forget(lr_attachment *attachment, uint32_t region)
 	return code;
 }
 
+int lr_attachment_remember(lr_attachment *attachment, uint32_t region)
+{
+	int code = check_added(attachment, region);
+	struct lr_attached *place;
+
+	if (code < 0)
+		return code;
+	place = &attachment->places[region];
+	pthread_mutex_lock(&attachment->lock);
+	/* What was done to the others meanwhile, as far as it can be from here. */
+	if (place->is_gone && attachment->is_fenced)
+		mprotect((void *)(uintptr_t)place->start, place->bytes, PROT_NONE);
+	place->is_gone = false;
+	pthread_mutex_unlock(&attachment->lock);
+	return LR_OK;
+}
+
 int lr_attachment_release(lr_attachment *attachment, uint32_t region)
 {
 	int code = lr_attachment_forget(attachment, region);
 
-	if (code == LR_OK)
+	if (code == LR_OK) {
+		unwatch(attachment, &attachment->places[region]);
 		empty(&attachment->places[region]);
+	}
 	return code;
 }
 
@@ -380,9 +406,7 @@ static void let_go(struct lr_attachment *attachment, uint32_t region)
 
 	if (!take_place(attachment, region))
 		return;
-	/* Nobody reads the messages of what was never served, so there must be none. */
-	if (!attachment->is_running)
-		lr_uffd_unregister(&attachment->uffd, place->start, place->bytes);
+	unwatch(attachment, place);
 	if (place->is_owned)
 		munmap((void *)(uintptr_t)place->start, place->bytes);
 	else if (attachment->is_running)

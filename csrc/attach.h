@@ -56,6 +56,7 @@ struct lr_attachment {
 	_Atomic uint32_t resumes;
 
 	pthread_mutex_t lock; /* of is_gone, and of what is done to memory that was not asked for */
+	bool is_fenced;       /* under it */
 	pthread_t watcher;
 	bool is_running;
 	bool is_shared; /* the watcher has the program's descriptors: before Linux 5.9 */

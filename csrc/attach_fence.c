@@ -151,6 +151,7 @@ void lr_attach_fence(struct lr_attachment *attachment)
 
 	lr_attach_drain(attachment, LR_DRAIN_LEAVE);
 	pthread_mutex_lock(&attachment->lock);
+	attachment->is_fenced = true;
 	for (uint32_t i = 0; i < attachment->info.region_count; i++) {
 		const struct lr_attached *place = &attachment->places[i];
 

@@ -96,9 +96,12 @@ static int listen_to(struct lr_attachment *attachment)
 	};
 	struct lr_wire_head head;
 
-	if (lr_talk_receive(&talk, &head, sizeof(head), NULL) < 0
-	    || memcmp(head.magic, LR_WIRE_COMPLETE, LR_WIRE_MAGIC_BYTES) != 0
-	    || head.first != LR_WIRE_VERSION)
+	if (lr_talk_receive(&talk, &head, sizeof(head), NULL) < 0 || head.first != LR_WIRE_VERSION)
+		return LR_ERR_GONE;
+	/* Said again, by who does not know whether it was said before. */
+	if (memcmp(head.magic, LR_WIRE_SERVED, LR_WIRE_MAGIC_BYTES) == 0)
+		return LR_OK;
+	if (memcmp(head.magic, LR_WIRE_COMPLETE, LR_WIRE_MAGIC_BYTES) != 0)
 		return LR_ERR_GONE;
 	become_plain(attachment);
 	return LR_ERR_CLOSED;

@@ -267,7 +267,7 @@ struct lr_session_stats {
 	uint64_t trace_lost;
 	uint64_t features;  /* userfaultfd features in use */
 	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY: what was had */
-	uint32_t regions_attached;
+	uint32_t regions_attached; /* and not plain memory yet */
 	uint32_t fill;          /* enum lr_fill_state */
 	uint32_t is_gone;       /* nonzero: the peer's address space is gone (lr_session_serve) */
 	uint64_t pages_total;   /* of this machine, in attached regions (served ones: in ranges) */
@@ -522,6 +522,8 @@ int lr_attachment_start(lr_attachment *attachment, struct lr_problem *ret_proble
 /* Memory that was added: its owner is about to unmap it (while it is served), and nothing is done
  * to it by lr_detach. */
 int lr_attachment_forget(lr_attachment *attachment, uint32_t region);
+/* It was not unmapped after all. */
+int lr_attachment_remember(lr_attachment *attachment, uint32_t region);
 /* The same, but it is emptied and made inaccessible here: its owner may unmap it at any time, also
  * after lr_detach. */
 int lr_attachment_release(lr_attachment *attachment, uint32_t region);

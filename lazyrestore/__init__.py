@@ -16,6 +16,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # what type checkers take for True; typing itself is not needed at start-up
 if TYPE_CHECKING:
+    from ._attach import Attachment, attach
     from ._dump import dump
     from ._open import Image, open
     from ._optimize import optimize
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attachment",
     "ClusterError",
     "CoreFile",
     "DumpReport",
@@ -73,6 +75,7 @@ __all__ = [
     "WorkingSet",
     "WorkingSetError",
     "__version__",
+    "attach",
     "dump",
     "open",
     "optimize",
@@ -80,6 +83,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Attachment": "_attach",
     "ClusterError": "errors",
     "CoreFile": "sources",
     "DumpReport": "reports",
@@ -104,6 +108,7 @@ _HOME = {
     "SessionStats": "reports",
     "WorkingSet": "_workingset",
     "WorkingSetError": "errors",
+    "attach": "_attach",
     "dump": "_dump",
     "open": "_open",
     "optimize": "_optimize",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ._workingset import WorkingSet
 
-_PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
+PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
 _ON_ERROR = {"fence": 0, "abort": 1}
 _ON_ERROR_SERVED = {"fence": 0, "hold": 2}
 _GRANULARITIES = {"cluster": 0, "page": 1}
@@ -48,16 +48,16 @@ class Serving:
     fault_mode: str = "thread"
 
     def __post_init__(self) -> None:
-        _check_word("privilege", self.privilege, _PRIVILEGES)
-        _check_word("on_error", self.on_error, _ON_ERROR)
-        _check_word("granularity", self.granularity, _GRANULARITIES)
-        _check_word("fault_mode", self.fault_mode, _FAULT_MODES)
+        check_word("privilege", self.privilege, PRIVILEGES)
+        check_word("on_error", self.on_error, _ON_ERROR)
+        check_word("granularity", self.granularity, _GRANULARITIES)
+        check_word("fault_mode", self.fault_mode, _FAULT_MODES)
         if not 0 <= self.trace <= _TRACE_MAX:
             raise ValueError(f"trace is {self.trace}: it can be from 0 to {_TRACE_MAX}")
 
     def _options(self) -> CData:
         options = ffi.new("struct lr_session_options *")
-        options.privilege = _PRIVILEGES[self.privilege]
+        options.privilege = PRIVILEGES[self.privilege]
         options.trace_records = 1 << (self.trace - 1).bit_length() if self.trace > 0 else 0
         options.on_error = _ON_ERROR[self.on_error]
         options.granularity = _GRANULARITIES[self.granularity]
@@ -66,7 +66,8 @@ class Serving:
         return options
 
 
-def _check_word(name: str, word: str, words: Iterable[str]) -> None:
+def check_word(name: str, word: str, words: Iterable[str]) -> None:
+    """See that an argument is one of some words, else ValueError."""
     if word not in words:
         raise ValueError(f"{name} is {word!r}: it can be {', '.join(map(repr, words))}")
 
@@ -148,7 +149,7 @@ class Core:
             KernelError: another process serves by this state; or what is asked for is not to be
                 had here.
         """
-        _check_word("on_error", on_error, _ON_ERROR_SERVED)
+        check_word("on_error", on_error, _ON_ERROR_SERVED)
         serving = Serving(granularity=granularity, trace=trace)
         kept = ffi.new("struct lr_peer_range[]", len(ranges))
         for item, one in zip(ranges, kept, strict=True):
@@ -196,6 +197,12 @@ class Core:
     def resume(self, number: int) -> None:
         """Undo `suspend`."""
         lib.lr_session_resume(self._handle, number)
+
+    def forget(self, number: int) -> None:
+        """A region is about to be unmapped, of which the kernel tells the pager."""
+
+    def remember(self, number: int) -> None:
+        """Undo `forget`."""
 
     def detach(self, number: int) -> None:
         """Forget a region whose memory is gone, or will be before anyone touches it.

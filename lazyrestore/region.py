@@ -7,34 +7,53 @@ import mmap
 import weakref
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ._core import Core, touch
+from ._core import touch
 from ._native import CData, check, ffi, lib, new_problem
-from ._open import Image, check_range
+from ._open import check_range
 from .errors import KernelError
 
 if TYPE_CHECKING:
     import numpy
     from typing_extensions import Buffer
 
+    from .reports import RegionInfo
+
 # Without NORESERVE 64 GiB of lazy memory are more than the kernel would commit to.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
+class _Source(Protocol):
+    """What regions need of an image."""
+
+    @property
+    def regions(self) -> tuple[RegionInfo, ...]: ...
+    def metadata(self, name: str) -> dict[str, object]: ...
+
+
+class _Loader(Protocol):
+    """What regions need of who loads their pages: a `Core`, or a service that was attached to."""
+
+    def populate(self, number: int, offset: int, length: int, timeout: float | None) -> None: ...
+    def forget(self, number: int) -> None: ...
+    def remember(self, number: int) -> None: ...
+    def detach(self, number: int) -> None: ...
+
+
 class _LazyMemory:
     """What Region and PlacedRegion have in common: their place in the image, and who loads them."""
 
-    _image: Image
-    _core: Core | None
+    _image: _Source
+    _core: _Loader | None
     _number: int
     _waited: array[int]
     _end: CData | None = None
     address: int
     closed: bool
 
-    def _begin(self, image: Image, core: Core | None, number: int, waited: array[int]) -> None:
+    def _begin(self, image: _Source, core: _Loader | None, number: int, waited: array[int]) -> None:
         self._image = image
         self._core = core
         self._number = number
@@ -154,7 +173,7 @@ class Region(_LazyMemory, mmap.mmap):
         address: of its first byte in this process.
     """
 
-    def _begin(self, image: Image, core: Core | None, number: int, waited: array[int]) -> None:
+    def _begin(self, image: _Source, core: _Loader | None, number: int, waited: array[int]) -> None:
         super()._begin(image, core, number, waited)
         if core is not None:
             self._end = _at_the_end(core.detach, number)
@@ -200,7 +219,14 @@ class Region(_LazyMemory, mmap.mmap):
         # Not suspended first: that lets go of the GIL, and a thread that then reads a byte of it
         # would wait with the GIL for good. The pager is told of the unmapping, and installs nothing
         # there from then on.
-        super().close()
+        if self._core is not None:
+            self._core.forget(self._number)
+        try:
+            super().close()
+        except BufferError:  # another thread has just made a view
+            if self._core is not None:
+                self._core.remember(self._number)
+            raise
         if self._core is not None:
             self._core.detach(self._number)
         self._core = self._end = None
@@ -245,7 +271,7 @@ class PlacedRegion(_LazyMemory):
         """Let go of the memory. What still uses it, views included, is served to its end."""
         self.closed = True
 
-    def _begin(self, image: Image, core: Core | None, number: int, waited: array[int]) -> None:
+    def _begin(self, image: _Source, core: _Loader | None, number: int, waited: array[int]) -> None:
         super()._begin(image, core, number, waited)
         if self.length:
             self._end = _at_the_end(_unmap, core, number, self.address, self.length)
@@ -270,7 +296,7 @@ def _at_the_end(action: Callable[..., None], *arguments: object) -> CData:
     return token
 
 
-def _unmap(core: Core | None, number: int, address: int, length: int) -> None:
+def _unmap(core: _Loader | None, number: int, address: int, length: int) -> None:
     # First: no page may be installed once the memory is gone, the address may be another's then.
     if core is not None:
         core.detach(number)

@@ -95,6 +95,7 @@ class Connection:
         self.fds: list[int] = []
         self._peeked = 0  # bytes of `data` that are still in the socket
         self._is_peeking = True
+        self._first = b""
         self._edges = edges
         sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
         self._came = edges.add(sock.fileno())
@@ -175,6 +176,8 @@ class Connection:
 
     def glance(self) -> bytes:
         """Its first bytes, if any have come; nothing is taken."""
+        if self._first:
+            return self._first
         if self.data:
             return bytes(self.data[: len(ATTACH_MAGIC)])
         with contextlib.suppress(OSError):
@@ -196,6 +199,7 @@ class Connection:
         while True:
             start = bytes(self.data.lstrip()[: len(ATTACH_MAGIC)])
             if start and not (start != ATTACH_MAGIC and ATTACH_MAGIC.startswith(start)):
+                self._first = start
                 return start
             if len(self.data) > _PIECE_BYTES:
                 raise Refusal("garbage", "its handshake begins with nothing but white space")
