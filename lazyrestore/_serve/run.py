@@ -47,7 +47,7 @@ def serve(options: ServeOptions) -> None:
     status = None if options.status_fd is None else StatusFd(options.status_fd)
     images = Images(options.image, options.image_dir)
     images.check()
-    _check_plan(options, images)
+    check_plan(options, images)
     metrics = _make_metrics(options)
     events = Events(is_json=options.log_json)
     inherited = listen.inherited()
@@ -84,7 +84,12 @@ def _make_metrics(options: ServeOptions) -> Metrics | None:
     return Metrics(options.metrics)
 
 
-def _check_plan(options: ServeOptions, images: Images) -> None:
+def check_plan(options: ServeOptions, images: Images) -> None:
+    """See early that what is to be recorded and loaded first is of use.
+
+    Raises:
+        OSError, ValueError, WorkingSetError: it is not.
+    """
     from lazyrestore._workingset import WorkingSet
 
     from .recordings import Recordings

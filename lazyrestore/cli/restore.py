@@ -59,7 +59,7 @@ def restore(
         typer.Option(
             help="With --lazy: what to load ahead of touches, in the background: auto is the"
             " working set and then the rest, or nothing where there is no working set; all is"
-            " everything.  [default: none; auto with --working-set]"
+            " everything.  [default: none; auto with --working-set or a COMMAND]"
         ),
     ] = None,
     record: Annotated[
@@ -131,12 +131,24 @@ def restore(
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
     json: JsonOption = False,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND [ARG]...]",
+            help="With --lazy: a program that restores the image, by lr_attach() or"
+            " lazyrestore.attach(); it is served until it ends.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Decode an image into a file, or map it lazily.
+    """Decode an image into a file, or map it lazily, here or in another program.
 
     With --lazy the memory is mapped empty, and each page is loaded when it is first touched. The
     report says how long it took to open, to map, and to the first byte; how many faults were
     served, and how long each waited; and how much memory is resident.
+
+    With a COMMAND, that program has the memory: it is started with LAZYRESTORE_SOCKET in its
+    environment, gets the signals that are sent here, and its exit code is this command's.
     """
     only_lazy = {
         "--touch": touch,
@@ -153,9 +165,19 @@ def restore(
         "--at-original-address": at_original_address or None,
         "--trace": trace or None,
     }
+    if command and not lazy:
+        raise UsageError(f"{command[0]!r} would be a command to serve: add --lazy, or leave it out")
     if lazy:
         if output is not None:
             raise UsageError("--lazy and --output do not go together: give one of them")
+        if command:
+            served = {"--prefetch", "--record", "--working-set", "--granularity"}
+            mine = {"--region": region, "--threads": threads, "--json": json or None, **only_lazy}
+            for name, value in mine.items():
+                if value is not None and name not in served:
+                    raise UsageError(f"{name} is not for a COMMAND: leave out one of the two")
+            _serve(image, command, prefetch, record, working_set, granularity)
+            return
         from ._lazy import Plan, run
 
         plan = Plan(
@@ -187,6 +209,44 @@ def restore(
             " or --lazy to map it and load pages as they are touched"
         )
     _decode(image, output, region, threads, quiet, json)
+
+
+def _serve(
+    image: str,
+    command: list[str],
+    prefetch: str | None,
+    record: str | None,
+    working_set: str | None,
+    granularity: str | None,
+) -> None:
+    if record is not None and (prefetch == "all" or working_set is not None):
+        raise UsageError(
+            "--record cannot see touches of what was loaded ahead: leave out --prefetch and"
+            " --working-set"
+        )
+    if working_set is not None and prefetch == "none":
+        raise UsageError("--prefetch none loads no working set: leave out one of the two")
+
+    from lazyrestore._serve.command import CommandNotStarted, run
+    from lazyrestore._serve.options import ServeOptions
+
+    from ._errors import complain, fail
+
+    options = ServeOptions(
+        image=image,
+        on_error="poison",
+        prefetch=prefetch or "auto",
+        record=record,
+        working_set=working_set,
+        granularity=granularity or "cluster",
+    )
+    try:
+        with usage_errors():
+            code = run(options, command, complain)
+    except CommandNotStarted as error:
+        fail(error.code, str(error))
+    if code:
+        raise typer.Exit(code)
 
 
 def _decode(
