@@ -105,28 +105,37 @@ def _kernel_matrix() -> ModuleType:
 
 
 def debian_kernel(matrix: ModuleType) -> Path:
-    """A kernel of Debian's, from the cache that `make kernel-matrix` uses, or from apt."""
+    """The files of a kernel of Debian's, from what `make kernel-matrix` keeps, or from apt."""
     try:
         matrix.check_machine()
         package, version = matrix.find_package(matrix.DEFAULT_KERNEL)
         folder = matrix.unpack(package, version, matrix.KERNEL_FILES)
     except (matrix.CannotRunError, matrix.FailedError) as error:
         cannot(f"no Linux kernel for a guest: {error}")
-    (kernel,) = Path(folder).glob("vmlinuz-*")
-    return kernel
+    return Path(folder)
 
 
 class GuestFiles:
-    """A kernel and an initramfs whose only program is tests/guests/memory_guest.c."""
+    """A kernel and an initramfs whose only program is tests/guests/memory_guest.c.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where they are put.
+        modules: of the kernel, that the program loads; with what they need.
+    """
+
+    def __init__(self, folder: Path, modules: tuple[str, ...] = ()) -> None:
         matrix = _kernel_matrix()
-        self.kernel = debian_kernel(matrix)
+        kernel = debian_kernel(matrix)
+        (self.kernel,) = kernel.glob("vmlinuz-*")
         self.program = compile_c(TESTS / "guests/memory_guest.c", folder / "init", "-static")
         self.initramfs = folder / "initramfs.gz"
         out = io.BytesIO()
         matrix.write_entry(out, "dev", 0o040755)
         matrix.write_entry(out, "init", 0o100755, self.program.read_bytes())
+        matrix.write_entry(out, "modules", 0o040755)
+        matrix.MODULES, matrix.MODULES_WANTED = modules, ()
+        for number, (name, content) in enumerate(matrix.modules(kernel)):
+            matrix.write_entry(out, f"modules/{number:02}-{name}.ko", 0o100644, content)
         matrix.write_entry(out, "TRAILER!!!", 0)
         self.initramfs.write_bytes(gzip.compress(out.getvalue(), 1))
 
@@ -200,7 +209,7 @@ class Qemu:
             *("-object", f"{backend},id=ram,size={RAM_MIB}M,share=on"),
             *("-accel", "tcg,tb-size=64", "-cpu", "Nehalem"),
             *("-kernel", str(files.kernel), "-initrd", str(files.initramfs)),
-            *("-append", f"{BOOT} fill_mib={FILL_MIB}"),
+            *("-append", f"{BOOT} fill_mib={FILL_MIB}", "-device", "virtio-balloon-pci"),
             *("-serial", "stdio", "-qmp", "unix:qmp.sock,server=on,wait=off"),
             *options,
         ]
@@ -294,6 +303,11 @@ class Qemu:
         """Leave the memory out of the migration's stream: it is elsewhere."""
         capability = {"capability": "x-ignore-shared", "state": True}
         self.command("migrate-set-capabilities", capabilities=[capability])
+
+    def set_balloon(self, size_bytes: int) -> None:
+        """Have the guest's balloon leave it so much, and wait until it does."""
+        self.command("balloon", value=size_bytes)
+        self.wait_for("the balloon", lambda: self.command("query-balloon")["actual"] == size_bytes)
 
     def loaded_pages(self) -> int:
         """How many pages its memfd has: those that were loaded, or that it wrote itself."""

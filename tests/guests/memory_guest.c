@@ -10,8 +10,11 @@
  *     init expect W V        anywhere: the sum that window W has in version V
  *     init expect-all W R    the sum of all W windows, when round R was the last
  *
- * Linked statically: there is nothing else in the guest.
+ * Linked statically: there is nothing else in the guest, but kernel modules in /modules, which it
+ * loads first.
  */
+#include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -22,6 +25,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/syscall.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -126,6 +130,24 @@ static int is_asked(void)
 	return read(STDIN_FILENO, &letter, 1) == 1 && letter == 'a';
 }
 
+/* In the order of their names, which is that in which they need each other. */
+static void load_modules(void)
+{
+	struct dirent **entries;
+	int count = scandir("/modules", &entries, NULL, alphasort);
+
+	for (int n = 0; n < count; n++) {
+		char path[512];
+		int fd;
+
+		snprintf(path, sizeof(path), "/modules/%s", entries[n]->d_name);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (entries[n]->d_name[0] != '.' && syscall(SYS_finit_module, fd, "", 0) < 0)
+			printf("guest: %s: %s\n", path, strerror(errno));
+		close(fd);
+	}
+}
+
 static void open_console(void)
 {
 	struct termios settings;
@@ -152,6 +174,7 @@ static int run_guest(void)
 
 	open_console();
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	load_modules();
 	if (windows < 1 || windows > WINDOWS_MAX)
 		windows = 1;
 	memory = mmap(NULL, windows * WINDOW_BYTES, PROT_READ | PROT_WRITE,

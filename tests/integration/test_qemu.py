@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
+import struct
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,7 @@ class Snapshot:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = GuestFiles(folder)
+        self.files = GuestFiles(folder, ("virtio_pci", "virtio_balloon"))
         self.preload = compile_c(
             TESTS.parent / "examples/qemu/lazyrestore_preload.c",
             folder / "lazyrestore_preload.so",
@@ -62,23 +64,27 @@ class Snapshot:
         lazyrestore("dump", "--quiet", "--file", memory, self.image)
         memory.unlink()
 
-    def start(self, folder: Path, path: Path) -> Qemu:
+    def start(self, folder: Path, path: Path, pages: str = "") -> Qemu:
         """A new QEMU, as yet without the guest's state."""
         folder.mkdir(exist_ok=True)
         return Qemu(
             self.files,
             folder,
-            "memory-backend-memfd",
+            f"memory-backend-memfd{pages}",
             *("-incoming", "defer"),
             before=self.console,
             extra_environment={"LD_PRELOAD": str(self.preload), "LAZYRESTORE_SOCKET": str(path)},
         )
 
-    def go_on(self, qemu: Qemu) -> None:
-        """Give it the state, and let the guest run."""
+    def give_state(self, qemu: Qemu) -> None:
+        """Give it the state; the guest is paused then."""
         qemu.ignore_shared()
         qemu.command("migrate-incoming", uri=f"exec:cat {self.state}")
         qemu.wait_for("the state is read", qemu.migration_is_done)
+
+    def go_on(self, qemu: Qemu) -> None:
+        """Give it the state, and let the guest run."""
+        self.give_state(qemu)
         qemu.command("cont")
 
 
@@ -142,6 +148,93 @@ def test_the_guest_goes_on_when_the_service_is_killed(snapshot, tmp_path):
             qemu.console.expect_right()
         # Who has taken over ends with the last guest.
         service.wait_until_all_ended()
+
+
+def test_what_the_guest_gives_back_stays_away(snapshot, tmp_path):
+    path = tmp_path / "vm.sock"
+    taken = 64 * MIB
+    with (
+        Kept(path, snapshot.image, "--grace", LIMIT_S) as service,
+        snapshot.start(tmp_path, path) as qemu,
+    ):
+        snapshot.go_on(qemu)
+        some_rounds(qemu)
+        qemu.set_balloon(RAM_MIB * MIB - taken)
+        assert service.stop() == 0
+        service.wait_until_all_ended()
+        # Neither the service's last load nor anybody else has brought back what the balloon took.
+        # A page may have been loaded between QEMU's two system calls that give it back.
+        assert qemu.loaded_pages() < (RAM_MIB * MIB - taken * 7 // 8) // PAGE
+        qemu.check_all()
+        qemu.set_balloon(RAM_MIB * MIB)
+        some_rounds(qemu)
+        qemu.check_all()
+        qemu.console.expect_right()
+
+
+def test_system_calls_of_qemu_get_the_pages(snapshot, tmp_path):
+    path, core, memory = tmp_path / "vm.sock", tmp_path / "core", tmp_path / "memory"
+    lazyrestore("restore", "--quiet", snapshot.image, "--region", "memory", "-o", memory)
+    with Kept(path, snapshot.image), snapshot.start(tmp_path, path) as qemu:
+        snapshot.give_state(qemu)
+        # It writes a core file straight from the guest's memory.
+        qemu.command("dump-guest-memory", paging=False, protocol=f"file:{core}")
+    compared = 0
+    with core.open("rb") as one, memory.open("rb") as other:
+        for address, length, offset in loads_above_1_mib(core):
+            one.seek(offset)
+            other.seek(address)
+            for _ in range(length // PAGE):
+                assert one.read(PAGE) == other.read(PAGE), hex(other.tell() - PAGE)
+            compared += length
+    assert compared == (RAM_MIB - 1) * MIB
+
+
+def loads_above_1_mib(core):
+    """(physical address, length, offset in the file) of what a core file has: RAM, in its order."""
+    found = []
+    with core.open("rb") as file:
+        header = struct.unpack("<16sHHIQQQIHHHHHH", file.read(64))
+        file.seek(header[5])
+        for _ in range(header[10]):
+            kind, _, offset, _, address, length, _, _ = struct.unpack("<IIQQQQQQ", file.read(56))
+            below = max(0, MIB - address)
+            if kind == 1 and below < length and address + length <= RAM_MIB * MIB:
+                found.append((address + below, length - below, offset + below))
+    return found
+
+
+@pytest.fixture
+def huge_pages():
+    """As many free pages of 2 MiB as a guest needs."""
+    setting = Path("/proc/sys/vm/nr_hugepages")
+    before = setting.read_text()
+    try:
+        setting.write_text(str(int(before) + RAM_MIB // 2))
+    except OSError as error:
+        pytest.skip(f"huge pages cannot be reserved: {error}")
+    try:
+        free = re.search(r"HugePages_Free:\s+(\d+)", Path("/proc/meminfo").read_text())
+        if int(free[1]) < RAM_MIB // 2:
+            pytest.skip(f"only {free[1]} huge pages are free, of {RAM_MIB // 2}")
+        yield
+    finally:
+        setting.write_text(before)
+
+
+def test_memory_of_huge_pages(snapshot, tmp_path, huge_pages):
+    path = tmp_path / "vm.sock"
+    with (
+        Kept(path, snapshot.image, "--grace", LIMIT_S) as service,
+        snapshot.start(tmp_path, path, ",hugetlb=on,hugetlbsize=2M") as qemu,
+    ):
+        snapshot.go_on(qemu)
+        some_rounds(qemu)
+        assert 0 < qemu.loaded_pages() < GUEST_PAGES // 2
+        assert service.stop() == 0
+        service.wait_until_all_ended()
+        qemu.check_all()
+        qemu.console.expect_right()
 
 
 def test_a_guest_whose_memory_cannot_be_loaded_is_ended(snapshot, tmp_path):
