@@ -39,14 +39,16 @@ static unsigned use_of_processor(lr_session *session, unsigned milliseconds)
 {
 	struct timespec before, after;
 	clockid_t clock;
-	int64_t used_ns;
+	uint64_t begin_ns, used_ns;
 
 	CHECK_EQ(pthread_getcpuclockid(session->pager.thread, &clock), 0);
+	begin_ns = lr_clock_ns();
 	CHECK_CALL(clock_gettime(clock, &before));
 	usleep(milliseconds * 1000);
 	CHECK_CALL(clock_gettime(clock, &after));
-	used_ns = (after.tv_sec - before.tv_sec) * 1000000000 + after.tv_nsec - before.tv_nsec;
-	return (unsigned)(used_ns / (milliseconds * 10000));
+	used_ns = (uint64_t)((after.tv_sec - before.tv_sec) * 1000000000 + after.tv_nsec
+			     - before.tv_nsec);
+	return (unsigned)(used_ns * 100 / (lr_clock_ns() - begin_ns));
 }
 
 /* ---- What these peers do ---- */
