@@ -286,6 +286,8 @@ void lr_loader_fence_rest(struct lr_target *target, struct lr_range *range)
 {
 	struct timespec pause = {.tv_nsec = 100000};
 
+	if (atomic_load_explicit(&range->is_whole, memory_order_relaxed))
+		return;
 	while (fence_unsettled(target, range, 0, range->bytes) < 0)
 		nanosleep(&pause, NULL);
 }

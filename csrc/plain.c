@@ -7,7 +7,9 @@
  * says. Only the pager settles pages. But memory may be moved here at any moment, and the kernel
  * takes a registration away without asking whether there is a message that would tell of it. So
  * that is asked before, and again afterwards: whoever moved something here in between waits in
- * mremap() still, and it is registered again before that returns.
+ * mremap() still, and it is registered again before that returns. What was moved away while it was
+ * not registered nobody tells: the table says then that the range lies where something else may be.
+ * Nothing is fenced there: all that is missing is zeros.
  */
 #include <sys/mman.h>
 
@@ -130,6 +132,7 @@ static int release(struct lr_target *target, const struct lr_chunks *chunks, str
 		return LR_ERR_UNSUPPORTED;
 	if (!all_whole(target, chunks, range))
 		return LR_ERR_GONE;
+	atomic_store_explicit(&range->is_whole, true, memory_order_relaxed);
 	if (!is_quiet(target, range))
 		return LR_ERR_BUSY;
 	if (!target->is_remote)

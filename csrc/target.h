@@ -39,6 +39,7 @@ struct lr_range {
 	uint64_t first_page;      /* its first host page's number, counted through all ranges */
 	bool is_owned;            /* mapped by the session, which unmaps it */
 	_Atomic bool is_unmapped; /* all of it, in one piece: there is nothing to load */
+	_Atomic bool is_whole;    /* what is missing of it is zeros: nothing is to be fenced */
 	bool is_entered;          /* it may have pieces; under the target's lock */
 	uint64_t plain_pages;     /* that it had when it became plain; under the target's lock */
 	struct lr_region_info region;

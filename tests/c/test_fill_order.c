@@ -127,6 +127,117 @@ static void never_gives_back_what_is_missing(void)
 	tear_down();
 }
 
+/* ---- Moved in the moment in which it is given back ---- */
+
+struct mover {
+	pthread_t thread;
+	struct lr_range *range;
+	uint8_t *first; /* moved there and back; `last` after it, so that giving back fails */
+	uint8_t *last;
+	uint8_t *others[2];
+	unsigned delay;
+	_Atomic bool is_over;
+};
+
+static uint8_t *move_page(uint8_t *from, uint8_t *to)
+{
+	CHECK(mremap(from, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+	return to;
+}
+
+static void *move_when_it_is_given_back(void *argument)
+{
+	struct mover *mover = argument;
+	uint8_t *first = mover->first, *last = mover->last;
+
+	while (lr_range_state(mover->range) != LR_RANGE_PLAIN)
+		if (atomic_load_explicit(&mover->is_over, memory_order_relaxed))
+			return NULL;
+	for (volatile unsigned i = 0; i < mover->delay; i = i + 1)
+		continue;
+	mover->first = move_page(first, mover->others[0]);
+	mover->last = move_page(last, mover->others[1]);
+	mover->others[0] = first;
+	mover->others[1] = last;
+	return NULL;
+}
+
+/* Whether the first page was moved without a message, and the range stays as it was. */
+static bool gives_back_in_vain(struct mover *mover, struct lr_chunks *chunks)
+{
+	struct lr_job job = {.act = lr_session_release, .context = chunks, .range = mover->range};
+	struct lr_piece piece;
+	int code;
+
+	atomic_store(&mover->is_over, false);
+	CHECK_EQ(pthread_create(&mover->thread, NULL, move_when_it_is_given_back, mover), 0);
+	usleep(1000);
+	lr_pager_submit(&session->pager, &job);
+	code = lr_job_wait(&job);
+	atomic_store(&mover->is_over, true);
+	CHECK_EQ(pthread_join(mover->thread, NULL), 0);
+	CHECK(code == LR_OK || code == LR_ERR_BUSY);
+	/* (What was moved last tells that the message of the first would have been read.) */
+	return code == LR_ERR_BUSY
+	       && !lr_target_find(&session->target, (uintptr_t)mover->first, &piece);
+}
+
+/* What lies where some of it was is somebody else's, whatever is still believed of it. */
+static void leaves_alone_what_came_where_it_was(void)
+{
+	struct lr_piece piece;
+	uint8_t *room = mmap(NULL, 514 * PAGE, PROT_NONE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	bool is_done = false;
+
+	CHECK(room != MAP_FAILED);
+	for (unsigned tries = 0; tries < 300 && !is_done; tries++) {
+		struct mover mover = {.delay = tries * 37 % 4000};
+		struct lr_chunks chunks;
+		struct lr_chunk chunk;
+
+		make_image("z");
+		open_at(0);
+		need_giving_back();
+		session->target.uffd.features &= ~LR_UFFD_FEATURE_POISON;
+		/* Many pieces: it takes a while. */
+		for (uint64_t page = 2; page < 512; page += 2)
+			move_page(memory + page * PAGE, room + page * PAGE);
+		CHECK_EQ(lr_chunks_open(&chunks, &session->target), LR_OK);
+		while (lr_chunks_take(&chunks, 0, &chunk))
+			lr_chunks_put(&chunks, &chunk, LR_CHUNK_ZERO);
+		mover.range = &session->target.ranges[0];
+		mover.first = memory;
+		mover.last = memory + LENGTH - PAGE;
+		mover.others[0] = room;
+		mover.others[1] = room + 512 * PAGE;
+		is_done = gives_back_in_vain(&mover, &chunks);
+		if (is_done) {
+			CHECK(lr_target_find(&session->target, (uintptr_t)mover.others[0], &piece));
+			CHECK(mmap(mover.others[0], PAGE, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+			      == mover.others[0]);
+			mover.others[0][5] = 'x';
+		}
+		lr_chunks_close(&chunks);
+		lr_session_close(session);
+		if (is_done) {
+			CHECK_EQ(check_touch(mover.others[0], 1), 0);
+			CHECK_EQ(mover.others[0][5], 'x');
+			CHECK_EQ(check_touch(mover.first, 0), 0);
+			CHECK_EQ(*mover.first, 0);
+		}
+		CHECK(mmap(room, 514 * PAGE, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+		      == room);
+		CHECK_CALL(munmap(memory, LENGTH));
+		lr_image_close(opened);
+		image_fini(&image);
+	}
+	if (!is_done)
+		SKIP("never was anything moved in just that moment");
+}
+
 /* ---- What is decoded, and waits to be put in place ---- */
 
 static void serves_from_what_is_decoded(void)
@@ -273,6 +384,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE_LIMIT(leaves_zeros_to_the_kernel, 60),
 	CHECK_CASE_LIMIT(keeps_what_is_not_complete, 60),
 	CHECK_CASE_LIMIT(never_gives_back_what_is_missing, 60),
+	CHECK_CASE_LIMIT(leaves_alone_what_came_where_it_was, 60),
 	CHECK_CASE_LIMIT(serves_from_what_is_decoded, 60),
 	CHECK_CASE_LIMIT(loads_the_first_first, 60),
 	CHECK_CASE_LIMIT(loads_the_rest_afterwards, 60),
