@@ -7,10 +7,11 @@
 # SOAK_SECONDS=...  for how long to soak; SOAK_SEED=... with which random numbers
 # STRESS_SECONDS=.. for how long `make sanitize` runs the stress program, each time
 # BENCH_ARGS=...    what to hand to the benchmarks, as "R3 R5 --repeats 7"
+# PREFIX=... DESTDIR=...   where install-core puts the C library
 # KERNEL=...        a Debian kernel package for kernel-matrix, as linux-image-6.12-amd64
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo core lint format native fuzz sanitize soak kernel-matrix bench bench-quick \
+.PHONY: help test demo core install-core lint format native fuzz sanitize soak kernel-matrix bench bench-quick \
 	bench-doc bench-tools check-python check-c check-sanitizers clean
 
 ifeq ($(origin CC),default)
@@ -39,6 +40,7 @@ help:
 	@echo "make demo     dump a live program and restore it lazily, with figures"
 	@echo "make test     the tests of the C core and of the Python package"
 	@echo "make core     build and test the C core alone, without Python"
+	@echo "make install-core   the C library, its header, pkg-config file and manual page, under PREFIX (/usr/local)"
 	@echo "make fuzz     try images that mean harm on the C core, for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make sanitize the C tests and the stress program under ASan and UBSan, and under TSan"
 	@echo "make soak     random operations against a model of each byte, for SOAK_SECONDS ($(SOAK_SECONDS))"
@@ -60,6 +62,10 @@ demo: $(stamp) native
 
 core: check-c
 	@$(core) test
+
+# PREFIX, DESTDIR and the like go on by themselves where they are given.
+install-core: check-c
+	@$(core) install SANITIZE=
 
 # With clang, which it installs where it may.
 fuzz: check-c
