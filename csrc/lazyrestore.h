@@ -268,7 +268,7 @@ struct lr_session_stats {
 	uint64_t features;  /* userfaultfd features in use */
 	uint32_t privilege; /* LR_PRIVILEGE_FULL or LR_PRIVILEGE_USER_MODE_ONLY: what was had */
 	uint32_t regions_attached; /* and not plain memory yet */
-	uint32_t fill;          /* enum lr_fill_state */
+	uint32_t fill;             /* enum lr_fill_state */
 	uint32_t is_gone;       /* nonzero: the peer's address space is gone (lr_session_serve) */
 	uint64_t pages_total;   /* of this machine, in attached regions (served ones: in ranges) */
 	uint64_t pages_missing; /* those of them that were neither loaded nor given up */

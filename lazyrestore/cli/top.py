@@ -56,9 +56,9 @@ def top(
 ) -> None:
     """Show whom a service serves, and how fast.
 
-    It looks again and again; q ends it. Rates are those since the last look; at the first one, since the process connected. Times are
-    from reading a fault's message to the touched page being there. Without a terminal it prints
-    plain text.
+    It looks again and again; q ends it. Rates are those since the last look; at the first one,
+    since the process connected. Times are from reading a fault's message to the touched page being
+    there. Without a terminal it prints plain text.
     """
     if not socket:
         raise UsageError("say which service: the path of a socket that it listens at")
