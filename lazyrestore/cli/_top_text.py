@@ -71,9 +71,12 @@ _COLUMNS = (
 )
 _FIRST = (
     *("PEER", "PID", "FAULTS/s", "LOADED", "P50", "P99", "ERR", "MISSING", "COMMAND", "AGE"),
-    *("FILL", "FILLED/s", "UID", "FAULTS", "IMAGE", "MAX", "DATA", "ZEROS", "PROTOCOL", "SOCKET"),
+    *("FILL", "FILLED/s", "UID", "FAULTS", "MAX", "DATA", "ZEROS", "IMAGE", "PROTOCOL", "SOCKET"),
 )
 """What is shown first where there is little room."""
+_PATHS = frozenset({"IMAGE", "SOCKET"})
+_PATH_LEAST = 12
+"""A path of which so much can be shown is shown: its end."""
 
 
 def heading(now: Sample) -> list[str]:
@@ -115,7 +118,10 @@ def table(now: Sample, width: int | None, room: int | None = None) -> list[str]:
         peers = peers[: len(peers) - more]
     columns = {
         column.head: [column.head]
-        + [_cut(one_line(column.show(peer, now)), _TEXT_MAX) for peer in peers]
+        + [
+            _cut(one_line(column.show(peer, now)), _TEXT_MAX, column.head in _PATHS)
+            for peer in peers
+        ]
         for column in _COLUMNS
     }
     widths = {
@@ -126,30 +132,44 @@ def table(now: Sample, width: int | None, room: int | None = None) -> list[str]:
     lines = []
     for row in range(len(peers) + 1):
         cells = [
-            _pad(columns[column.head][row], widths[column.head], column.is_right)
+            _pad(
+                _cut(columns[column.head][row], widths[column.head], column.head in _PATHS),
+                widths[column.head],
+                column.is_right,
+            )
             for column in chosen
         ]
         lines.append((" " * gap).join(cells).rstrip())
     if more:
-        lines.append(f"and {more} more with fewer faults")
+        last = f"and {more} more with fewer faults"
+        lines.append(last if width is None else _cut(last, width))
     return lines
 
 
 def _choose(widths: dict[str, int], width: int | None) -> tuple[int, set[str]]:
-    """How far columns are apart, and which there is room for."""
+    """How far columns are apart, and which there is room for; paths become as wide as there is."""
     if width is None:
         return 2, set(_FIRST)
     gap = 2 if width >= 100 else 1
     heads, used = set(), -gap
     for head in _FIRST:
-        if used + gap + widths[head] <= width:
+        room = width - used - gap
+        if head in _PATHS and room >= _PATH_LEAST:
+            widths[head] = min(widths[head], room)
+        if widths[head] <= room:
             heads.add(head)
             used += gap + widths[head]
     return gap, heads
 
 
-def _cut(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
+def _cut(text: str, width: int, is_path: bool = False) -> str:
+    if cell_len(text) <= width:
+        return text
+    if not is_path:
+        return set_cell_size(text, width - 1).rstrip() + "…"
+    while cell_len(text) >= width:
+        text = text[1:]
+    return "…" + text
 
 
 def _pad(text: str, width: int, is_right: bool) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SLICE_S = 0.1
 _LEAST_S = 0.1
-_GONE_S = 10.0
+_GONE_S = 5.0
 
 
 def _parse_seconds(text: str) -> float:
@@ -167,7 +167,7 @@ def _picture(now: Sample, console: Console, gone: ServiceGone | None) -> Group:
             break
     last = Text("q ends it", style="dim", no_wrap=True)
     if gone is not None:
-        said = f"{one_line(str(gone))}; what stands above is old"
+        said = f"What stands above is old: {one_line(str(gone))}"
         last = Text(said, style="bold red", no_wrap=True, overflow="ellipsis")
     return Group(*lines, last)
 
