@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -36,7 +37,9 @@ def ask(path: str) -> Fields:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(ANSWER_S)
             connection.connect(os.fsencode(path))
-            connection.sendall(_QUESTION)
+            # Who is refused at once has an answer waiting for him, though nobody reads the question.
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(_QUESTION)
             data = _read_all(connection, path)
     except TimeoutError:
         raise ServiceGone(f"{path} does not answer within {ANSWER_S:g} s") from None
@@ -57,8 +60,17 @@ def ask(path: str) -> Fields:
 
 def _read_all(connection: socket.socket, path: str) -> bytes:
     deadline = time.monotonic() + ANSWER_S
-    pieces, size = [], 0
-    while piece := connection.recv(_PIECE_BYTES):
+    pieces, size, was_reset = [], 0, False
+    while True:
+        try:
+            piece = connection.recv(_PIECE_BYTES)
+        except ConnectionResetError:
+            if was_reset:
+                raise
+            was_reset = True  # it is told once, and before what was sent
+            continue
+        if not piece:
+            break
         pieces.append(piece)
         size += len(piece)
         if size > _ANSWER_BYTES_MAX:
