@@ -417,6 +417,7 @@ class Service:
     async def _end_peer(self, peer: Peer, reason: str) -> None:
         stats = await self.in_thread(peer.stats)
         self.tallies.end(peer, stats)
+        await self._watch.last_words(peer)
         await self.in_thread(self.recordings.save, peer, self.emit)
         self.ledger.gone(str(peer.id))
         await self.in_thread(peer.close)

@@ -52,6 +52,10 @@ class Watch:
             loop.remove_reader(peer.fds.socket.fileno())
         if (timer := self._timers.pop(peer.id, None)) is not None:
             timer.cancel()
+
+    async def last_words(self, peer: Peer) -> None:
+        """What could not be loaded for a peer that has ended, perhaps of just that."""
+        await self._tell_errors(peer)
         self._said.pop(peer.id, None)
 
     def _end(self, peer: Peer, reason: str) -> None:
@@ -128,6 +132,19 @@ class Watch:
 
     async def _on_errors(self, peer: Peer) -> None:
         """Something could not be loaded: say what, and do what was asked for."""
+        await self._tell_errors(peer)
+        if self._service.peers.get(peer.id) is not peer:
+            return
+        if self._service.options.on_error == "kill":
+            try:
+                peer.kill()
+            except OSError as failed:
+                self._emit("error", peer, reason=f"it cannot be ended: {failed.strerror}")
+        elif self._service.options.on_error == "log":
+            self._later(peer, RETRY_S, self._retry)
+
+    async def _tell_errors(self, peer: Peer) -> None:
+        """Those that were not told of yet."""
         said = self._said.setdefault(peer.id, set())
         for error in await self._service.in_thread(peer.errors):
             if (error.region, error.offset) not in said:
@@ -142,15 +159,6 @@ class Watch:
                     reason=error.reason,
                     action=self._service.options.on_error,
                 )
-        if self._service.peers.get(peer.id) is not peer:
-            return
-        if self._service.options.on_error == "kill":
-            try:
-                peer.kill()
-            except OSError as failed:
-                self._emit("error", peer, reason=f"it cannot be ended: {failed.strerror}")
-        elif self._service.options.on_error == "log":
-            self._later(peer, RETRY_S, self._retry)
 
     def _retry(self, peer: Peer) -> None:
         self._service.spawn(self._service.in_thread(peer.retry))

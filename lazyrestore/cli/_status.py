@@ -37,7 +37,7 @@ def ask(path: str) -> Fields:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(ANSWER_S)
             connection.connect(os.fsencode(path))
-            # Who is refused at once has an answer waiting for him, though nobody reads the question.
+            # Who is refused at once has an answer waiting, though nobody reads the question.
             with contextlib.suppress(BrokenPipeError):
                 connection.sendall(_QUESTION)
             data = _read_all(connection, path)

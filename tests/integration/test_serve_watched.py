@@ -275,6 +275,8 @@ def test_errors_and_refusals_are_counted(image: Path, tmp_path: Path) -> None:
         assert value(values, "load_errors_total") == 1
         assert value(values, "faults_total", result="fenced") == 1
         assert value(values, "errors_total") == 1
+        (error,) = service.find("error", pid=monitor.pid)  # though it was dead by then
+        assert (error["offset"], error["length"], error["action"]) == (0, CLUSTER, "poison")
         counted: dict[str, int] = {}
         for event in service.find("refused"):
             counted[event["code"]] = counted.get(event["code"], 0) + 1
