@@ -140,7 +140,7 @@ def _main(path: str, expected: str, seed: str, is_closing: str, board: str) -> N
         memory.step(choice)
         done += 1
         count[:8] = done.to_bytes(8, "little")
-        if done % 16 == 0 and sys.stdin.buffer.read(1):
+        if done % 16 == 0 and sys.stdin.buffer.read(1) is not None:  # or its parent has ended
             break
         if done % 64 == 0:
             time.sleep(0.001)  # others want the processors too

@@ -288,7 +288,7 @@ class Running:
                 await self.service.end_peer(peer, "it is complete")
         await self.service.pause()
         self.keeping.leave()
-        for peer in self.service.peers.values():
+        for peer in list(self.service.peers.values()):
             await self.service.in_thread(self.service.recordings.save, peer, self._emit)
         await self.service.stop_serving()
         self.emit("stopped", reason=f"the keeper serves {len(left)} peers on")

@@ -215,12 +215,15 @@ async def _offer(channel: Channel, keeping: Keeping) -> int | None:
     pidfd = os.pidfd_open(os.getpid())
     try:
         fields: dict[str, object] = {"pid": os.getpid(), "reign": keeping.reign.known}
-        await _send(channel, Message("reign", fields, [pidfd, keeping.reign.fd]))
+        channel.queue(Message("reign", fields, [pidfd, keeping.reign.fd]))
+        # All at one moment: peers may end while it goes. The heir sees that for itself.
         for message in keeping.holdings.messages():
-            await _send(channel, message)
-        await _send(channel, Message("all"))
+            channel.queue(message)
+        channel.queue(Message("all"))
     finally:
         os.close(pidfd)
+    while not channel.flush():
+        await asyncio.sleep(_LOOK_S)
     while (answer := channel.next()) is None:
         if channel.is_at_end:
             return None
@@ -229,9 +232,3 @@ async def _offer(channel: Channel, keeping: Keeping) -> int | None:
     heir = answer.fields.get("heir")
     answer.close()
     return heir if answer.kind == "take" and isinstance(heir, int) else None
-
-
-async def _send(channel: Channel, message: Message) -> None:
-    channel.queue(message)
-    while not channel.flush():
-        await asyncio.sleep(_LOOK_S)
