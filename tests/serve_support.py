@@ -27,6 +27,7 @@ class Service:
         arguments: of the command.
         keeper: whether it has one.
         awaited: the event that is waited for at the start; None: nothing is.
+        verb: what makes the command serve.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Service:
         *arguments: object,
         keeper: bool = False,
         awaited: str | None = "listening",
+        verb: tuple[str, ...] = ("serve",),
         **options: Any,
     ):
         extra = [] if keeper else ["--no-keeper"]
@@ -42,7 +44,7 @@ class Service:
             extra += ["--socket", str(path)]
         self.path = str(path)
         self.process = start(
-            "serve",
+            *verb,
             *arguments,
             *("--log-json", *extra),
             stdout=subprocess.DEVNULL,

@@ -128,6 +128,9 @@ def keep(channel: Channel, kept: Kept, prepare: Callable[[Holdings], None]) -> N
         kept.apply(message)
         if message.kind in ("options", "image", "unimage"):
             prepare(kept.holdings)
+        if message.kind == "leaving":
+            with contextlib.suppress(OSError):
+                channel.send(Message("holding"), _END_S)
 
 
 def ignore_signals() -> None:

@@ -22,6 +22,8 @@ SEND_S = 2.0
 _AGAIN_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_S = 60.0
 _END_S = 1.0
+_LEAVE_ATTEMPTS = 3
+_PROMISE_S = 10.0
 _IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 _MODULE = "lazyrestore._serve.keeper"
 
@@ -178,12 +180,35 @@ class Keeping:
         self._extra = []
         self._tell(Message("resolved"))
 
-    def leave(self) -> None:
-        """Leave all that is held to the keeper, which serves it when this process has ended."""
+    def leave(self) -> bool:
+        """Leave all that is held to the keeper, which serves it when this process has ended.
+
+        False: there is no keeper, nor can one be started: this process has to go on.
+        """
         self.holdings.is_leaving = True
-        self._tell(Message("leaving"))
         self._unwatch()
-        # Closed by the end of this process, not before: it still serves.
+        for _ in range(_LEAVE_ATTEMPTS):
+            if self._is_promised():
+                return True
+            self._drop()
+            self._loop = None  # from now on nobody else looks after it
+            self.start()
+        self.holdings.is_leaving = False
+        return False
+
+    def _is_promised(self) -> bool:
+        """Whether the keeper is there, and has everything: it says so."""
+        if self._channel is None:
+            return False
+        try:
+            self._channel.send(Message("leaving"), SEND_S)
+            while (message := self._channel.receive(_PROMISE_S)) is not None:
+                message.close()
+                if message.kind == "holding":
+                    return True
+        except (OSError, HandoverError):
+            return False
+        return False
 
     def finish(self) -> None:
         """Nothing is left to be kept: end the keeper."""
@@ -269,6 +294,16 @@ class Keeping:
         """Start another: at once, but later and later if it does not stay."""
         pid = self.pid
         self._unwatch()
+        self._drop()
+        if time.monotonic() - self._started_s > _STEADY_S:
+            self._failures = 0
+        delay_s = _AGAIN_S[min(self._failures, len(_AGAIN_S) - 1)]
+        self._failures += 1
+        self._emit("keeper_lost", pid=pid, reason=why, again_s=delay_s)
+        if self._loop is not None:
+            self._again = self._loop.call_later(delay_s, self.start)
+
+    def _drop(self) -> None:
         channel, process = self._channel, self._process
         self._channel = self._process = None
         # Killed before it could take the end of the socketpair for the end of this process.
@@ -277,13 +312,6 @@ class Keeping:
             _reap(process)
         if channel is not None:
             channel.close()
-        if time.monotonic() - self._started_s > _STEADY_S:
-            self._failures = 0
-        delay_s = _AGAIN_S[min(self._failures, len(_AGAIN_S) - 1)]
-        self._failures += 1
-        self._emit("keeper_lost", pid=pid, reason=why, again_s=delay_s)
-        if self._loop is not None:
-            self._again = self._loop.call_later(delay_s, self.start)
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:

@@ -6,6 +6,7 @@ The same for a service that was started, and for a keeper that has become one.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -268,10 +269,13 @@ class Running:
                 pid=one.peer.pid,
                 missing_bytes=one.missing_bytes,
                 reason=one.why,
-                to="the keeper" if self.keeping.pid else self.options.on_error,
+                to="the keeper" if self.options.keeper else self.options.on_error,
             )
-        if left and self.keeping.pid is not None:
+        if left and self.options.keeper:
             await self._leave({one.peer.id for one in left})
+            # It could not: whoever asks a third time does not want to hear of that any more.
+            self._hurry.clear()
+            left = await shutdown.finish(self.service, math.inf, self._hurry)
         for one in left:
             if self.options.on_error == "kill":
                 kill(one.peer.fds.pidfd)
@@ -281,13 +285,19 @@ class Running:
         listen.close_all(self.listeners)
         self.emit("stopped")
 
-    async def _leave(self, left: set[int]) -> NoReturn:
-        """Leave the peers that are not complete to the keeper, which serves once this ends."""
+    async def _leave(self, left: set[int]) -> None:
+        """Leave the peers that are not complete to the keeper, which serves once this has ended.
+
+        Returns where there is no keeper and none can be started.
+        """
         for peer in list(self.service.peers.values()):
             if peer.id not in left:
                 await self.service.end_peer(peer, "it is complete")
         await self.service.pause()
-        self.keeping.leave()
+        if not self.keeping.leave():
+            self.emit("error", reason="no keeper can be started: this process serves on")
+            self.service.resume()
+            return
         for peer in list(self.service.peers.values()):
             await self.service.in_thread(self.service.recordings.save, peer, self._emit)
         await self.service.stop_serving()

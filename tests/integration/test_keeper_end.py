@@ -90,6 +90,22 @@ def test_who_is_not_complete_is_left_to_the_keeper(image: Image, tmp_path: Path)
 
 
 @in_child(120)
+def test_left_when_the_keeper_has_just_been_killed(image: Image, tmp_path: Path) -> None:
+    """Nobody is left to one that is not there: another is started first"""
+    with Kept(tmp_path / "s", image.path, "--grace", "0") as service, Monitor(PAGES) as monitor:
+        monitor.restore(service.path)
+        service.wait("serving")
+        keeper = service.wait_for_keeper()
+        os.kill(service.pid, signal.SIGSTOP)
+        os.kill(keeper, signal.SIGKILL)
+        service.process.send_signal(signal.SIGTERM)
+        os.kill(service.pid, signal.SIGCONT)
+        assert service.process.wait(LIMIT_S) == 0
+        assert service.wait("taken_over")["pid"] != keeper
+        assert monitor.read_all() == image.bytes
+
+
+@in_child(120)
 def test_what_cannot_be_loaded_is_said(image: Image, tmp_path: Path) -> None:
     """A second signal ends the wait; the keeper ends with the peer"""
     flip(image.path, sorted(payloads(image.path, "memory").values())[3][0])
