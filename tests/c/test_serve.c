@@ -76,6 +76,8 @@ static void serves_pieces(void)
 		if (with_fill) {
 			CHECK_EQ(lr_session_fill(session, NULL), LR_OK);
 			CHECK_EQ(lr_session_wait(session, -1), LR_OK);
+			/* Not the last one, of which it has no part. */
+			CHECK_EQ(stats_of(session).clusters_decoded, 5);
 			lr_session_close(session);
 			close(peer.uffd);
 			peer.uffd = -1;

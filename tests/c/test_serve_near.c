@@ -69,6 +69,8 @@ static void serves_a_peers_thread(void)
 		SKIP("this thread may not choose its scheduling class");
 	if (rounds(session) == 0)
 		SKIP("it was never given the turn: others keep each processor busy");
+	/* Where that is was found. */
+	CHECK(atomic_load(&session->pager.near.processor) >= 0);
 	CHECK_EQ(peer_do(&peer, check_pages, 0, PAGES), 0);
 	CHECK_EQ(stats_of(session).pages_missing, 0);
 	lr_session_close(session);

@@ -228,13 +228,13 @@ static int memory_file(uint64_t bytes, int seals)
 }
 
 /* A copy, to be changed, of a state that is good. */
-static uint8_t *copy_of_state(int from, int *ret_fd, uint64_t *ret_bytes)
+static uint8_t *copy_of_state(int from, int seals, int *ret_fd, uint64_t *ret_bytes)
 {
 	uint64_t bytes = (uint64_t)lseek(from, 0, SEEK_END);
 	uint8_t *to, *old = mmap(NULL, bytes, PROT_READ, MAP_SHARED, from, 0);
 
 	CHECK(old != MAP_FAILED);
-	*ret_fd = memory_file(bytes, F_SEAL_SHRINK | F_SEAL_GROW);
+	*ret_fd = memory_file(bytes, seals);
 	to = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, *ret_fd, 0);
 	CHECK(to != MAP_FAILED);
 	for (uint64_t at = 0; at < bytes; at += PAGE)
@@ -263,14 +263,17 @@ static void states_of_another_kind(void)
 	CHECK_EQ(try_state(memory_file(bytes, F_SEAL_SHRINK | F_SEAL_GROW)), LR_ERR_STATE);
 	CHECK_EQ(try_state(memory_file(bytes - PAGE, F_SEAL_SHRINK | F_SEAL_GROW)), LR_ERR_STATE);
 	CHECK_EQ(try_state(memory_file(bytes + PAGE, F_SEAL_SHRINK | F_SEAL_GROW)), LR_ERR_STATE);
-	memory = copy_of_state(state, &other, &bytes);
+	/* Good in all but that it could be made shorter while it is in use. */
+	munmap(copy_of_state(state, 0, &other, &bytes), bytes);
+	CHECK_EQ(try_state(other), LR_ERR_STATE);
+	memory = copy_of_state(state, F_SEAL_SHRINK | F_SEAL_GROW, &other, &bytes);
 	CHECK_EQ(try_state(other), LR_OK);
 	/* What may not be written is of no use. */
 	munmap(memory, bytes);
 	CHECK_CALL(fcntl(other, F_ADD_SEALS, F_SEAL_WRITE));
 	CHECK(try_state(other) < 0);
 	/* Each byte of what it says that it is. */
-	memory = copy_of_state(state, &other, &bytes);
+	memory = copy_of_state(state, F_SEAL_SHRINK | F_SEAL_GROW, &other, &bytes);
 	for (size_t i = 0; i < offsetof(struct lr_kept_header, told); i++) {
 		if (i >= offsetof(struct lr_kept_header, reserved)
 		    && i < offsetof(struct lr_kept_header, kind))
@@ -407,7 +410,7 @@ static void states_with_impossible_messages(void)
 		/* Those about the peer's memory: its start is added where that makes sense. */
 		if (i == 0) {
 			message.arg.remove.start += (uintptr_t)peer.memory;
-			message.arg.remove.end = (uintptr_t)peer.memory;
+			message.arg.remove.end = (uintptr_t)peer.memory + PAGE;
 		}
 		lr_session_close(session);
 		memset(at, 0, sizeof(at));

@@ -234,14 +234,14 @@ static int64_t move_away(struct peer *peer, uint64_t pages, uint64_t unused)
 }
 
 /* Where a move was done in the table, and its message is still in the journal, it is not done once
- * more: another piece may lie at the old place by then. */
+ * more: what is at the new place would count as unmapped. */
 static void moves_once(void)
 {
 	struct peer peer;
 	lr_session *session, *dead;
 	struct lr_piece piece;
-	uint8_t journal[LR_UFFD_MESSAGES_MAX * LR_UFFD_MESSAGE_BYTES];
-	struct lr_uffd_message message;
+	struct lr_uffd_message messages[LR_UFFD_MESSAGES_MAX];
+	struct pollfd ready = {.events = POLLIN};
 	int state;
 
 	make_image(65536, PAGES, "d");
@@ -250,29 +250,18 @@ static void moves_once(void)
 	session = serve(&peer, state);
 	lr_pager_stop(&session->pager);
 	peer_order(&peer, move_away, PAGES, 0);
-	/* The two messages of a move, as a pager does them; the journal as it was before. */
-	for (int left = 2; left > 0;) {
-		struct pollfd ready = {.fd = peer.uffd, .events = POLLIN};
-		struct lr_uffd_message messages[LR_UFFD_MESSAGES_MAX];
-		int count;
-
-		CHECK_EQ(poll(&ready, 1, -1), 1);
-		count = lr_keep_read(&session->target, messages, LR_UFFD_MESSAGES_MAX);
-		memcpy(journal, session->kept.journal, sizeof(journal));
-		for (int i = 0; i < count; i++, left--) {
-			lr_follow(&session->target, &messages[i]);
-			lr_keep_told(&session->target);
-		}
-		if (left > 0)
-			lr_keep_done(&session->target);
-	}
-	CHECK_EQ(peer_result(&peer), 0);
-	CHECK(lr_uffd_parse(journal, PAGE, &message));
+	ready.fd = peer.uffd;
+	/* The first of a move's two messages, as a pager does it. */
+	CHECK_EQ(poll(&ready, 1, -1), 1);
+	CHECK_EQ(lr_keep_read(&session->target, messages, LR_UFFD_MESSAGES_MAX), 1);
+	CHECK_EQ(messages[0].kind, LR_UFFD_REMAP);
+	lr_follow(&session->target, &messages[0]);
+	lr_keep_told(&session->target);
 	/* As if it had died here. */
-	memcpy(session->kept.journal, journal, sizeof(journal));
 	lr_kept_close(&session->kept);
 	dead = session;
 	session = serve(&peer, state);
+	CHECK_EQ(peer_result(&peer), 0);
 	CHECK_EQ(stats_of(session).pages_total, PAGES);
 	CHECK(lr_target_next(&session->target, 0, &piece));
 	CHECK_EQ(peer_do(&peer, check_pages, 0, PAGES), 0);
