@@ -11,7 +11,18 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from . import anatomy, dumps, faults, first, machine, scale, starts, sweeps, working_set
+from . import (
+    anatomy,
+    dumps,
+    faults,
+    first,
+    machine,
+    scale,
+    serving,
+    starts,
+    sweeps,
+    working_set,
+)
 from .bench import Bench, Group
 from .data import MIB, NAMES, ROOT, Data
 from .runner import NotMeasuredError, Row, table
@@ -30,6 +41,11 @@ GROUPS: dict[str, Group] = {
     "R10": dumps.against_zstd,
     "R11": first.memory,
     "R12": first.zeros,
+    "S1": serving.fault,
+    "S2": serving.many,
+    "S3": serving.first,
+    "S4": serving.takeover,
+    "S5": serving.idle,
     "first": first.against_others,
     "bytes": starts.bytes_read,
     "start": starts.commands,

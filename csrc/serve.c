@@ -205,8 +205,12 @@ static int set_up(struct lr_session *session, const struct lr_serve_options *opt
 		code = open_kept(session, options->state, ret_problem);
 	if (code == LR_OK)
 		code = find_pieces(session, options, ret_problem);
-	if (code == LR_OK)
+	if (code == LR_OK) {
+		/* Whoever waits for a predecessor, which may have read what he asked: before the
+		 * pager begins, so that he has asked again by then. */
+		wake_all(target);
 		code = lr_session_start(session, ret_problem);
+	}
 	if (code == LR_OK && target->kept && session->pager.has_own_descriptors)
 		lr_kept_leave_lock(target->kept);
 	return code;
@@ -258,7 +262,6 @@ int lr_session_serve(const lr_image *image, const struct lr_serve_options *optio
 		return code;
 	}
 	lr_image_hold(image);
-	wake_all(&session->target);
 	*ret_session = session;
 	return LR_OK;
 }

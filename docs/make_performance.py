@@ -8,6 +8,7 @@ The template's {{...}} are replaced:
     {{machine}}            what it was measured on
     {{targets}}            the rows that have a target
     {{missed}}             those that were missed, or were not measured
+    {{serving}}            the rows of `lazyrestore serve`
     {{rows NAME ...}}      the rows of these groups that have none
     {{parts}}              what a fault is made of
     {{calls}}              its system calls
@@ -37,6 +38,7 @@ PICTURES = HOME / "docs" / "pictures"
 NAMES = ("latency", "first-access", "resident", "clusters", "scale")
 
 Found = dict[str, Any]
+_HEADS = ("", "what", "data", "ours", "against", "it", "ratio", "target", "")
 
 
 def figure(value: float) -> str:
@@ -73,8 +75,15 @@ def targets(found: Found) -> str:
     """Rows with a target; of those that were not measured, one line."""
     shown = [row for row in found["rows"] if row["limit"] is not None or _is_missing(row)]
     shown = [row for row in shown if re.match(r"R\d", row["row"])]
-    heads = ("", "what", "data", "ours", "against", "it", "ratio", "target", "")
-    return table(heads, [line_of(row, with_target=True) for row in shown])
+    return table(_HEADS, [line_of(row, with_target=True) for row in shown])
+
+
+def serving(found: Found) -> str:
+    """All rows of others' memory; a line that says so where a run had none yet."""
+    shown = [row for row in found["rows"] if re.match(r"S\d", row["row"])]
+    if not shown:
+        return "Not measured in this run."
+    return table(_HEADS, [line_of(row, with_target=True) for row in shown])
 
 
 def _is_missing(row: Found) -> bool:
@@ -85,7 +94,7 @@ def missed(found: Found) -> str:
     bad = [
         row
         for row in found["rows"]
-        if row["met"] is False or (_is_missing(row) and re.match(r"R\d", row["row"]))
+        if row["met"] is False or (_is_missing(row) and re.match(r"[RS]\d", row["row"]))
     ]
     if not bad:
         return "All targets were met in this run."
@@ -161,7 +170,7 @@ def note(found: Found, *which: str) -> str:
 
 FILLERS: dict[str, Callable[..., str]] = {
     filler.__name__: filler
-    for filler in (machine, targets, missed, rows, parts, calls, ours, peer, ratio, note)
+    for filler in (machine, targets, missed, serving, rows, parts, calls, ours, peer, ratio, note)
 }
 
 

@@ -247,7 +247,7 @@ class Peer:
     def missing_bytes(self) -> int:
         """How much of its memory it could still have to wait for; 0 where it is not served."""
         stats = self.stats()
-        return 0 if stats is None else int(stats.pages_missing) * os.sysconf("SC_PAGESIZE")
+        return 0 if stats is None else int(stats.pages_missing) * self.page_size
 
     def errors(self) -> list[LoadError]:
         """What could not be loaded, oldest first; the first 1024."""

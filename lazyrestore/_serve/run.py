@@ -22,6 +22,7 @@ from .keeper import raise_limits
 from .keeping import Keeping
 from .listen import Listener, SocketError, SocketServed
 from .notify import Notifier, StatusFd
+from .rehearsal import rehearse
 from .reign import Reign
 from .running import Running, merge
 from .takeover import Inheritance, TakeoverLost
@@ -229,6 +230,7 @@ async def _run(
         await metrics.start(service, running.status)
     else:
         running.serve_metrics()
+    await rehearse(service)
     for listener in start.listeners:
         running.listen(listener)
     folders = [path for path in options.sockets if os.path.isdir(path)]

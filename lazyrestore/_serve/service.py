@@ -334,7 +334,9 @@ class Service:
 
     async def image_for(self, path: str) -> tuple[Image, WorkingSet | None]:
         """The image for who came to a socket, and what of it is loaded first."""
-        image = await self.in_thread(self.images.for_socket, path)
+        image = self.images.held
+        if image is None:
+            image = await self.in_thread(self.images.for_socket, path)
         if (known := self._sets.get(id(image))) is not None:
             return known
         first, warning = await self.in_thread(choose_working_set, image, self.options.plan)

@@ -102,6 +102,19 @@ def test_some_rows_on_little_data(tmp_path: Path) -> None:
 
 @pytest.mark.uffd
 @pytest.mark.slow
+def test_rows_of_served_memory(tmp_path: Path) -> None:
+    """A service, peers of it, and one that is killed"""
+    found, _ = bench(tmp_path, "S1", "S4")
+    rows = found["rows"]
+    assert isinstance(rows, list)
+    assert [row["row"] for row in rows] == ["S1", "S4"]
+    for row in rows:
+        assert row["ours_median"] > 0, row
+    assert rows[0]["ratio"] == rows[0]["ours_median"] / rows[0]["peer_median"]
+
+
+@pytest.mark.uffd
+@pytest.mark.slow
 def test_rows_that_cannot_be_measured(tmp_path: Path) -> None:
     """No programs of others here: those rows say which, and the next is measured"""
     found, text = bench(tmp_path, "R6", "R7", "R12", PATH=str(tmp_path))
