@@ -90,7 +90,7 @@ sanitize: check-c check-sanitizers
 	@$(no_aslr) $(core) run-stress $(tsan) STRESS_ARGS="$(stress_args) --no-fork"
 
 soak: check-c
-	@$(core) run-stress SANITIZE= STRESS_ARGS="--seconds $(SOAK_SECONDS) $(SOAK_SEED:%=--seed %)"
+	@$(core) run-stress SANITIZE= STRESS_ARGS="--seconds $(SOAK_SECONDS) --hang 120 $(SOAK_SEED:%=--seed %)"
 
 # The library and the binding lie in lazyrestore/, where the editable install finds them.
 native: $(stamp)
