@@ -5,7 +5,7 @@
  *     static const struct check_case cases[] = { CHECK_CASE(adds), CHECK_CASE_LIMIT(slow, 60) };
  *     CHECK_MAIN(cases)
  *
- * Each case runs in a forked child with a time limit (20 s unless told), so that a crash or a hang
+ * Each case runs in a forked child with a time limit (60 s unless told), so that a crash or a hang
  * is one failed case; whatever processes it leaves behind are killed with it. The first failed
  * check ends its case, from any thread and from any child of the case. Checks may be used in
  * threads; SKIP too.
@@ -51,7 +51,7 @@ struct check_case {
 
 #define CHECK_CASE(function)          {#function, function, 0}
 #define CHECK_CASE_LIMIT(function, s) {#function, function, s}
-#define CHECK_LIMIT_S                 20
+#define CHECK_LIMIT_S                 60
 #define CHECK_MAIN(cases)                                                                          \
 	int main(int argc, char **argv)                                                            \
 	{                                                                                          \

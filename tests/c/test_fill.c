@@ -219,18 +219,18 @@ static void moves_to_where_memory_lies(void)
 }
 
 static const struct check_case cases[] = {
-	CHECK_CASE_LIMIT(moves_what_is_all_data, 60),
-	CHECK_CASE_LIMIT(moves_huge_pages, 60),
-	CHECK_CASE_LIMIT(moves_at_odd_places, 60),
-	CHECK_CASE_LIMIT(brings_larger_pages_of_another_machine, 60),
-	CHECK_CASE_LIMIT(copies_without_move, 60),
-	CHECK_CASE_LIMIT(brings_all_without_huge_pages, 60),
-	CHECK_CASE_LIMIT(moves_zeros_along, 60),
-	CHECK_CASE_LIMIT(brings_zeros_where_it_stays_registered, 60),
-	CHECK_CASE_LIMIT(leaves_sparse_data_small, 60),
-	CHECK_CASE_LIMIT(keeps_what_was_written, 60),
-	CHECK_CASE_LIMIT(brings_nothing_that_was_given_up, 60),
-	CHECK_CASE_LIMIT(copies_into_protected_memory, 60),
-	CHECK_CASE_LIMIT(moves_to_where_memory_lies, 60),
+	CHECK_CASE(moves_what_is_all_data),
+	CHECK_CASE(moves_huge_pages),
+	CHECK_CASE(moves_at_odd_places),
+	CHECK_CASE(brings_larger_pages_of_another_machine),
+	CHECK_CASE(copies_without_move),
+	CHECK_CASE(brings_all_without_huge_pages),
+	CHECK_CASE(moves_zeros_along),
+	CHECK_CASE(brings_zeros_where_it_stays_registered),
+	CHECK_CASE(leaves_sparse_data_small),
+	CHECK_CASE(keeps_what_was_written),
+	CHECK_CASE(brings_nothing_that_was_given_up),
+	CHECK_CASE(copies_into_protected_memory),
+	CHECK_CASE(moves_to_where_memory_lies),
 };
 CHECK_MAIN(cases)

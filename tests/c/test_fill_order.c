@@ -379,17 +379,17 @@ static void children_get_the_rest_by_themselves(void)
 }
 
 static const struct check_case cases[] = {
-	CHECK_CASE_LIMIT(gives_back_what_is_complete, 60),
-	CHECK_CASE_LIMIT(knows_what_it_gave_back, 60),
-	CHECK_CASE_LIMIT(leaves_zeros_to_the_kernel, 60),
-	CHECK_CASE_LIMIT(keeps_what_is_not_complete, 60),
-	CHECK_CASE_LIMIT(never_gives_back_what_is_missing, 60),
-	CHECK_CASE_LIMIT(leaves_alone_what_came_where_it_was, 60),
-	CHECK_CASE_LIMIT(serves_from_what_is_decoded, 60),
-	CHECK_CASE_LIMIT(loads_the_first_first, 60),
-	CHECK_CASE_LIMIT(loads_the_rest_afterwards, 60),
-	CHECK_CASE_LIMIT(refuses_clusters_that_are_not_there, 60),
-	CHECK_CASE_LIMIT(ends_when_it_is_closed, 60),
-	CHECK_CASE_LIMIT(children_get_the_rest_by_themselves, 60),
+	CHECK_CASE(gives_back_what_is_complete),
+	CHECK_CASE(knows_what_it_gave_back),
+	CHECK_CASE(leaves_zeros_to_the_kernel),
+	CHECK_CASE(keeps_what_is_not_complete),
+	CHECK_CASE(never_gives_back_what_is_missing),
+	CHECK_CASE(leaves_alone_what_came_where_it_was),
+	CHECK_CASE(serves_from_what_is_decoded),
+	CHECK_CASE(loads_the_first_first),
+	CHECK_CASE(loads_the_rest_afterwards),
+	CHECK_CASE(refuses_clusters_that_are_not_there),
+	CHECK_CASE(ends_when_it_is_closed),
+	CHECK_CASE(children_get_the_rest_by_themselves),
 };
 CHECK_MAIN(cases)

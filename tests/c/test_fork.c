@@ -375,7 +375,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE(child_may_call_everything),
 	CHECK_CASE(child_without_descriptors_gets_a_signal),
 	CHECK_CASE(bare_clone_gets_a_signal),
-	CHECK_CASE_LIMIT(forks_amid_faults_and_sessions, 60),
+	CHECK_CASE(forks_amid_faults_and_sessions),
 	CHECK_CASE(child_knows_what_others_gave_up),
 	CHECK_CASE(child_takes_nothing_for_the_region),
 };

@@ -432,8 +432,8 @@ static const struct check_case cases[] = {
 	CHECK_CASE(raw_clone_gets_a_signal),
 	CHECK_CASE(vfork_and_spawn_are_served_by_the_parent),
 	CHECK_CASE(a_fence_holds_in_a_child),
-	CHECK_CASE_LIMIT(fork_amid_fwrite_and_fflush, 40),
-	CHECK_CASE_LIMIT(fork_amid_threads_libraries_and_malloc, 40),
-	CHECK_CASE_LIMIT(forks_from_threads_amid_everything, 40),
+	CHECK_CASE_LIMIT(fork_amid_fwrite_and_fflush, 120),
+	CHECK_CASE_LIMIT(fork_amid_threads_libraries_and_malloc, 120),
+	CHECK_CASE_LIMIT(forks_from_threads_amid_everything, 120),
 };
 CHECK_MAIN(cases)

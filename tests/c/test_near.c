@@ -383,13 +383,13 @@ static void nobody_waits_for_its_wake(void)
 #endif
 
 static const struct check_case cases[] = {
-	CHECK_CASE_LIMIT(serves_who_faults_again_and_again, 60),
-	CHECK_CASE_LIMIT(gives_the_turn_back_when_nobody_faults, 60),
-	CHECK_CASE_LIMIT(gives_way_to_loads_ahead, 60),
+	CHECK_CASE(serves_who_faults_again_and_again),
+	CHECK_CASE(gives_the_turn_back_when_nobody_faults),
+	CHECK_CASE(gives_way_to_loads_ahead),
 	CHECK_CASE_LIMIT(closes_while_it_has_the_turn, 120),
 	CHECK_CASE_LIMIT(children_go_on_alone, 120),
-	CHECK_CASE_LIMIT(is_relieved_where_it_gets_no_time, 60),
-	CHECK_CASE_LIMIT(serves_others_too, 60),
-	CHECK_CASE_LIMIT(nobody_waits_for_its_wake, 60),
+	CHECK_CASE(is_relieved_where_it_gets_no_time),
+	CHECK_CASE(serves_others_too),
+	CHECK_CASE(nobody_waits_for_its_wake),
 };
 CHECK_MAIN(cases)

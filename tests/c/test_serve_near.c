@@ -114,6 +114,6 @@ static const struct check_case cases[] = {
 	CHECK_CASE(serves_a_peers_thread),
 	CHECK_CASE(is_of_no_use_without_numbers_of_threads),
 	CHECK_CASE(is_not_there_without_the_peers_number),
-	CHECK_CASE_LIMIT(stops_when_the_peer_ends, 40),
+	CHECK_CASE(stops_when_the_peer_ends),
 };
 CHECK_MAIN(cases)
