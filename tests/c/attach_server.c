@@ -1,15 +1,16 @@
 #include "attach_server.h"
 
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "attach_wire.h"
@@ -213,7 +214,7 @@ static void run(const struct attach_server *server, int listener)
 	}
 }
 
-pid_t attach_server_start(const struct attach_server *server)
+static pid_t start(const struct attach_server *server)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -234,6 +235,93 @@ pid_t attach_server_start(const struct attach_server *server)
 	}
 	close(listener);
 	return pid;
+}
+
+/* By shared memory: whoever asks may have closed all of his descriptors. */
+static struct order {
+	_Atomic int is_given; /* 1: to be done; 0: done */
+	enum { START, WAIT } what;
+	struct attach_server server;
+	char image[64];
+	char socket[108];
+	char says[256];
+	pid_t pid;
+} *order;
+
+static void pause_shortly(void)
+{
+	nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+}
+
+static void take_orders(void)
+{
+	for (;; pause_shortly()) {
+		if (!order->is_given)
+			continue;
+		if (order->what == START) {
+			order->server.image = order->image;
+			order->server.socket = order->socket;
+			if (order->server.says)
+				order->server.says = order->says;
+			order->pid = start(&order->server);
+		} else if (waitpid(order->pid, NULL, 0) != order->pid) {
+			end("cannot wait");
+		}
+		order->is_given = 0;
+	}
+}
+
+void attach_server_prepare(void)
+{
+	pid_t pid;
+
+	order = mmap(NULL, sizeof(*order), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		     0);
+	if (order == MAP_FAILED)
+		end("no memory");
+	fflush(NULL);
+	pid = fork();
+	if (pid < 0)
+		end("cannot fork");
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		take_orders();
+	}
+}
+
+static void give_order(void)
+{
+	order->is_given = 1;
+	while (order->is_given)
+		pause_shortly();
+}
+
+pid_t attach_server_start(const struct attach_server *server)
+{
+	order->what = START;
+	order->server = *server;
+	snprintf(order->image, sizeof(order->image), "%s", server->image);
+	snprintf(order->socket, sizeof(order->socket), "%s", server->socket);
+	if (server->says_bytes > sizeof(order->says))
+		end("it says too much");
+	if (server->says)
+		memcpy(order->says, server->says, server->says_bytes);
+	give_order();
+	return order->pid;
+}
+
+void attach_server_wait(pid_t pid)
+{
+	order->what = WAIT;
+	order->pid = pid;
+	give_order();
+}
+
+void attach_server_kill(pid_t pid)
+{
+	if (kill(pid, SIGKILL) < 0)
+		end("cannot kill");
+	attach_server_wait(pid);
 }
 
 const char *attach_server_folder(void)

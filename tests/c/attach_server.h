@@ -33,8 +33,14 @@ struct attach_server {
 	int does_close;
 };
 
+/* From now on servers are started by a process that is forked here, and has one thread: a
+ * sanitizer allows no threads in a child of many. It has what is open now. */
+void attach_server_prepare(void);
 /* Returns its pid when it listens, or dies trying. */
 pid_t attach_server_start(const struct attach_server *server);
+/* Kill it, or wait until it has died. */
+void attach_server_kill(pid_t pid);
+void attach_server_wait(pid_t pid);
 /* A folder for sockets: its name, in a static buffer. */
 const char *attach_server_folder(void);
 

@@ -304,6 +304,7 @@ class Terminal:
 def test_ctrl_c_works_once(small: Image) -> None:
     terminal = Terminal("restore", "--lazy", small.path, "--", *PYTHON, LISTENER)
     terminal.wait_for(b"ready")
+    terminal.wait_for(b"\n")
     terminal.type(b"\x03")
     terminal.wait_for(b"SIGINT")
     terminal.type(b"\x1c")
