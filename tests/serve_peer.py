@@ -226,6 +226,13 @@ class Child:
             self.connection.send(piece)
             time.sleep(seconds)
 
+    def send_slowly(self, data: bytes, fds: Sequence[int], piece: int) -> None:
+        """Send pieces as one does that waits by poll() until there is room in the socket."""
+        self.connection.settimeout(60)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        for at in range(0, len(data), piece):
+            self.connection.sendmsg([data[at : at + piece]], rights if at == 0 else [])
+
     def hang_up(self) -> None:
         self.connection.close()
 

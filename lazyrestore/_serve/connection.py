@@ -26,6 +26,7 @@ HANDSHAKE_S = 10.0
 FDS_MAX = 3
 _PIECE_BYTES = 1 << 16
 _PEEKED_BYTES_MAX = 1 << 15
+_PEEKED_S = 2.0
 _FD_BYTES = array.array("i").itemsize
 _ROOM = socket.CMSG_SPACE((FDS_MAX + 1) * _FD_BYTES)
 _SO_PEEK_OFF = 42
@@ -129,8 +130,18 @@ class Connection:
                 await asyncio.sleep(0)  # the others' turn: it may send without end
                 return is_more
             except BlockingIOError:
-                async with self._in_time():
-                    await self._came.wait()
+                await self._wait_for_more()
+
+    async def _wait_for_more(self) -> None:
+        async with self._in_time():
+            if self._peeked:
+                try:
+                    await asyncio.wait_for(self._came.wait(), _PEEKED_S)
+                    return
+                except TimeoutError:
+                    # What is left in the socket may be what keeps the sender from sending.
+                    self.stop_peeking()
+            await self._came.wait()
 
     def _receive_now(self) -> bool:
         flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if self._is_peeking else 0)
@@ -149,7 +160,7 @@ class Connection:
         if self._is_peeking:
             self._peeked += len(piece)
             if self._peeked > _PEEKED_BYTES_MAX:
-                self._empty()  # the sender waits until there is room
+                self.stop_peeking()  # the sender waits until there is room
         return bool(piece)
 
     def _empty(self) -> None:

@@ -55,6 +55,22 @@ def test_in_pieces(image: Path, expected: bytes, tmp_path: Path) -> None:
 
 
 @in_child()
+@pytest.mark.parametrize(("piece", "space"), [(1, 0), (1000, 100_000), (30_000, 300_000)])
+def test_a_sender_that_polls(
+    image: Path, expected: bytes, tmp_path: Path, piece: int, space: int
+) -> None:
+    """What was only looked at, and is still in the socket, does not keep it from sending the rest
+
+    One that polls sees room only when the socket is nearly empty.
+    """
+    with Service(tmp_path / "s", image) as service, Monitor(PAGES) as monitor:
+        monitor.connect(service.path)
+        text = b"[" + b" " * space + monitor.message()[1:]
+        monitor.ask(f"send_slowly({text!r}, [uffd], {piece})")
+        assert monitor.read_all() == expected
+
+
+@in_child()
 def test_several_at_once(image: Path, expected: bytes, tmp_path: Path) -> None:
     """One image, many peers: each gets its memory, and writes to nobody else's"""
     with Service(tmp_path / "s", image) as service:
