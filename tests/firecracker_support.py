@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
-from guest_support import BOOT, FILL_MIB, LIMIT_S, RAM_MIB, Console, GuestFiles, wait_until
+from guest_support import BOOT, LIMIT_S, RAM_MIB, Console, GuestFiles, wait_until
 
 ELF = b"\x7fELF"
 
@@ -152,7 +152,7 @@ class Firecracker:
             "/boot-source",
             kernel_image_path=str(kernel),
             initrd_path=str(self.files.initramfs),
-            boot_args=f"{BOOT} reboot=k pci=off fill_mib={FILL_MIB}",
+            boot_args=f"{BOOT} reboot=k pci=off",
         )
         self.call("PUT", "/machine-config", vcpu_count=1, mem_size_mib=RAM_MIB)
         self.call("PUT", "/actions", action_type="InstanceStart")

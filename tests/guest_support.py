@@ -31,11 +31,12 @@ QEMU = "qemu-system-x86_64"
 MIB = 1 << 20
 RAM_MIB = 256
 FILL_MIB = 96
+FREE_MIB = 80  # of what is free, so much had been used
 PAGE = 4096
 # Of anything that is waited for: the machine may be busy, and all is emulated.
 LIMIT_S = 90 * float(os.environ.get("CHECK_TIME_FACTOR", "1"))
 # No mitigations and few messages: emulated, both take their time.
-BOOT = "console=ttyS0 panic=-1 quiet mitigations=off"
+BOOT = f"console=ttyS0 panic=-1 quiet mitigations=off fill_mib={FILL_MIB} free_mib={FREE_MIB}"
 _ROUND = re.compile(
     rb"^guest: round (\d+) window (\d+) version (\d+) sum ([0-9a-f]{16}) (\w+)\r?$", re.M
 )
@@ -209,7 +210,7 @@ class Qemu:
             *("-object", f"{backend},id=ram,size={RAM_MIB}M,share=on"),
             *("-accel", "tcg,tb-size=64", "-cpu", "Nehalem"),
             *("-kernel", str(files.kernel), "-initrd", str(files.initramfs)),
-            *("-append", f"{BOOT} fill_mib={FILL_MIB}", "-device", "virtio-balloon-pci"),
+            *("-append", BOOT, "-device", "virtio-balloon-pci"),
             *("-serial", "stdio", "-qmp", "unix:qmp.sock,server=on,wait=off"),
             *options,
         ]

@@ -6,7 +6,8 @@
  * makes it check all windows. What a line says can only be right if each word of the window is in
  * its place, and as it was written last.
  *
- *     init, as PID 1         the memory's size in MiB is fill_mib=N on the kernel's command line
+ *     init, as PID 1         the memory's size in MiB is fill_mib=N on the kernel's command line;
+ *                            free_mib=N is what it uses for a moment, and gives back, before
  *     init expect W V        anywhere: the sum that window W has in version V
  *     init expect-all W R    the sum of all W windows, when round R was the last
  *
@@ -130,6 +131,18 @@ static int is_asked(void)
 	return read(STDIN_FILENO, &letter, 1) == 1 && letter == 'a';
 }
 
+/* Memory that the kernel has free, as after a while in any guest: not empty. */
+static void leave_behind(uint64_t bytes)
+{
+	void *memory =
+		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (bytes == 0 || memory == MAP_FAILED)
+		return;
+	memset(memory, 0x5a, bytes);
+	munmap(memory, bytes);
+}
+
 /* In the order of their names, which is that in which they need each other. */
 static void load_modules(void)
 {
@@ -166,10 +179,16 @@ static void open_console(void)
 	}
 }
 
+static uint64_t option_mib(const char *name, uint64_t otherwise)
+{
+	const char *text = getenv(name);
+
+	return text ? strtoull(text, NULL, 10) : otherwise;
+}
+
 static int run_guest(void)
 {
-	const char *text = getenv("fill_mib");
-	uint64_t windows = (text ? strtoull(text, NULL, 10) : 64) * 1024 * 1024 / WINDOW_BYTES;
+	uint64_t windows = option_mib("fill_mib", 64) * 1024 * 1024 / WINDOW_BYTES;
 	uint64_t *memory;
 
 	open_console();
@@ -185,6 +204,7 @@ static int run_guest(void)
 	}
 	for (uint64_t window = 0; window < windows; window++)
 		write_window(memory + window * (WINDOW_BYTES / sizeof(uint64_t)), window, 1);
+	leave_behind(option_mib("free_mib", 0) * 1024 * 1024);
 	printf("guest: ready, %" PRIu64 " windows\n", windows);
 	for (uint64_t round = 0;; round++) {
 		uint64_t window = round % windows;
