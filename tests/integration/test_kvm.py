@@ -29,11 +29,13 @@ def program(tmp_path_factory):
     # The core that the package uses, also where another one is being tested.
     built = os.environ.get("LAZYRESTORE_LIBRARY")
     library = Path(built) if built else PACKAGE_HOME / "lazyrestore" / "liblazyrestore.so"
+    folder = tmp_path_factory.mktemp("kvm")
+    # By the name that programs look for.
+    (folder / "liblazyrestore.so.0").symlink_to(library)
     path = compile_c(
         TESTS / "guests" / "kvm_guest.c",
-        tmp_path_factory.mktemp("kvm") / "kvm_guest",
-        *("-pthread", f"-I{PACKAGE_HOME / 'csrc'}", str(library)),
-        f"-Wl,-rpath,{library.parent}",
+        folder / "kvm_guest",
+        *("-pthread", f"-I{PACKAGE_HOME / 'csrc'}", str(library), f"-Wl,-rpath,{folder}"),
     )
     # The same guest in ordinary memory: what fails there is not ours.
     result = subprocess.run([path, "probe"], capture_output=True, text=True, timeout=LIMIT_S)
