@@ -187,13 +187,13 @@ def _fleet(image: Path, peers: int, pages: int) -> dict[str, Any]:
 
 
 def many(bench: Bench) -> Iterator[Row]:
-    """S2: 16 peers of one image at once, against one."""
-    pages = min(300 if bench.is_quick else 1_000, bench.data.pages)
+    """S2: 16 peers of one image at once, against one that touches as much as all of them."""
+    pages = min(1_600 if bench.is_quick else 4_800, bench.data.pages)
     name = bench.names[0]
     image = bench.data.image(name)
     found = in_turns(
         {
-            "all": functools.partial(_fleet, image, _PEERS, pages),
+            "all": functools.partial(_fleet, image, _PEERS, pages // _PEERS),
             "one": functools.partial(_fleet, image, 1, pages),
         },
         bench.repeats,
