@@ -331,7 +331,7 @@ def test_columns_do_not_come_and_go_with_their_values() -> None:
         lines = screen(sample(3, command="x", pid=100000, uid=0, **fields), 80)
         return next(line for line in lines if "PEER" in line).split()
 
-    small = head(missing_bytes=5, faults=1, seconds=3.0)
+    small = head(missing_bytes=5, faults=0, seconds=3.0, errors=0, service_us=None, fill="none")
     great = head(missing_bytes=999 << 20, total_bytes=1 << 30, faults=900, seconds=900000.0)
     assert small == great
     assert "MISSING" in small
@@ -426,6 +426,24 @@ def test_somebody_else_listens(tmp_path: Path, answer: bytes, words: str) -> Non
         thread = threading.Thread(target=reply)
         thread.start()
         run("top", path, "--once").fails(5, str(path), words)
+        thread.join()
+
+
+def test_who_is_refused_at_once_hears_why(tmp_path: Path) -> None:
+    """The service answers and closes without reading the question"""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def reply() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(1, socket.MSG_PEEK)
+                connection.sendall(b'{"error": {"code": "user", "message": "not you"}}')
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        run("top", path, "--once").fails(5, str(path), "refuses: not you")
         thread.join()
 
 
