@@ -207,16 +207,19 @@ class Running:
 
     def serve_metrics(self) -> None:
         """Serve them where they were asked for; if who served before is still there, later."""
-        if self.options.metrics is None:
-            return
+        if self.options.metrics is not None:
+            self.service.spawn(self._serve_metrics(self.options.metrics))
+
+    async def _serve_metrics(self, address: str) -> None:
         from .metrics import Metrics
 
         try:
-            metrics = Metrics(self.options.metrics)
+            # In a thread: what it imports takes longer than anybody should wait who connects.
+            metrics = await self.service.in_thread(Metrics, address)
         except (ValueError, LazyRestoreError) as error:
             self._emit("error", reason=str(error))
             return
-        self.service.spawn(metrics.start_at_last(self.service, self.status))
+        await metrics.start_at_last(self.service, self.status)
 
     # The end.
 
