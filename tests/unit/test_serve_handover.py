@@ -118,6 +118,22 @@ def test_a_sender_without_room_waits_and_gives_up_in_time():
 
 
 @in_child(60)
+def test_what_waits_is_sent_though_its_descriptors_were_closed():
+    with channels() as (sender, receiver):
+        while not sender.has_unsent:
+            sender.queue(Message("full", {"text": "x" * 20_000}))
+        with files(3) as fds:
+            sender.queue(Message("late", {}, fds))
+        received = None
+        while received is None or received.kind == "full":
+            sender.flush()
+            receiver.read()
+            received = receiver.next()
+        assert [number_in(fd) for fd in received.fds] == [0, 1, 2]
+        received.close()
+
+
+@in_child(60)
 def test_more_descriptors_than_may_be_under_way_wait_too():
     if os.geteuid() == 0:
         os.setresuid(65534, 65534, 65534)  # for root there is no such limit
