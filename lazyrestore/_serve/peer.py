@@ -93,6 +93,7 @@ class Peer:
         event_fd: becomes readable when a load failed, a fill ended, or its memory is gone.
         core: its C session; None: not served yet, or not any more.
         working_set: what was loaded first, or None.
+        is_filled: everything is loaded ahead of touches, whoever serves it.
         is_complete: whether everything has been loaded.
     """
 
@@ -109,6 +110,7 @@ class Peer:
     event_fd: int = -1
     core: Core | None = None
     working_set: WorkingSet | None = None
+    is_filled: bool = False
     is_complete: bool = False
     known_errors: int = 0
     _users: int = 0
@@ -134,6 +136,7 @@ class Peer:
             "ranges": [[one.address, one.bytes, one.offset, one.region] for one in self.ranges],
             "page_size": self.page_size,
             "since": self.since,
+            "is_filled": self.is_filled,
         }
 
     @classmethod
@@ -169,6 +172,7 @@ class Peer:
             ranges=tuple(Range(*map(int, one)) for one in found),
             page_size=number("page_size"),
             since=float(since) if isinstance(since, (int, float)) else 0.0,
+            is_filled=bool(record.get("is_filled")),
             fds=fds,
         )
 

@@ -53,7 +53,9 @@ class KeeperLedger:
 
     def peer(self, key: str, record: Record, fds: dict[str, int]) -> None:
         """See `service.Ledger`."""
-        self._keeping.peer(key, HeldPeer(fds, record))
+        known = self._keeping.holdings.peers.get(key)
+        strikes = 0 if known is None else known.strikes
+        self._keeping.peer(key, HeldPeer(fds, record, strikes))
 
     def image(self, path: str, digest: str) -> None:
         """See `service.Ledger`."""
@@ -167,7 +169,7 @@ class Running:
             self._ledger.gone(key)
             own.close()
             return
-        if held.record.get("is_filled"):
+        if peer.is_filled or not self.service.admits:
             await self.service.in_thread(peer.fill)
 
     # Successors.

@@ -371,6 +371,7 @@ class Service:
                 raise Refusal("busy", f"{self.peers_max} are served already")
             peer.prepare()
             self.ledger.image(os.path.abspath(peer.image.path), peer.image.digest)
+            peer.is_filled = first is not None
             self.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
             connection.take(len(connection.data))
             self.emit("admitted", **describe(peer))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from churner import Churner
+from cli_support import run
 from keeper_support import Kept
 from process_support import in_child
 from restore_support import write_image
@@ -61,20 +62,25 @@ def test_killed_at_any_moment(image: Image, tmp_path: Path, prefetch: str, seed:
         assert service.find("error") == []
 
 
+@pytest.mark.parametrize("prefetch", ["all", "auto"])
 @in_child(120)
-def test_killed_while_it_fills(tmp_path: Path) -> None:
-    """Nobody touches anything: the fill goes on, to the end"""
+def test_killed_while_it_fills(tmp_path: Path, prefetch: str) -> None:
+    """Nobody touches anything: the fill goes on, to the end; also one that a working set began"""
     pages = 4096
     data = write_image(tmp_path / "vm.lzr", {"memory": "r" * pages})["memory"]
+    if prefetch == "auto":
+        recorded = ("--touch", "random", "--count", "9", "--record", tmp_path / "vm.lzr.ws", "-q")
+        run("restore", tmp_path / "vm.lzr", "--lazy", *recorded).ok()
     with (
-        Kept(tmp_path / "s", tmp_path / "vm.lzr", "--prefetch", "all") as service,
+        Kept(tmp_path / "s", tmp_path / "vm.lzr", "--prefetch", prefetch) as service,
         Monitor(pages) as monitor,
     ):
         service.wait_for_keeper()
         monitor.restore(service.path)
         service.wait("serving")
+        count = len(service.find("complete"))
         service.kill_server()
-        service.wait("complete")
+        service.wait("complete", count + 1)
         service.wait_for_keeper()
         assert monitor.read_all() == data
 
