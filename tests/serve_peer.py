@@ -30,11 +30,13 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 PAGE = 4096
+HUGE = 2 << 20
 NOBODY = 65534
 EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP = 1 << 2, 1 << 3, 1 << 6
 _SYSCALL = {"x86_64": 323, "aarch64": 282}
 _NEW, _API, _REGISTER = 0xAA00, 0xC018AA3F, 0xC020AA00
 _DONTNEED = 4
+_HUGETLB = 0x40000
 
 VERSIONS = ("1.0", "1.1", "1.10", "1.11", "1.12", "kib", "nydus", "e2b", "three", "long")
 """What `Monitor.restore` can be asked for: Firecracker's versions, and others alike.
@@ -53,11 +55,18 @@ class Monitor:
         pages: of its memory, in order of offset in the memory file.
         regions: into how many mappings these are split; their order by address is another.
         features: of its userfaultfd: EVENT_REMOVE, as with a balloon.
+        page_size: of its memory; 2 MiB: huge pages (hugetlb).
         uid: whom it becomes once it has its userfaultfd; None: nobody else.
     """
 
     def __init__(
-        self, pages: int, *, regions: int = 1, features: int = 0, uid: int | None = None
+        self,
+        pages: int,
+        *,
+        regions: int = 1,
+        features: int = 0,
+        uid: int | None = None,
+        page_size: int = PAGE,
     ) -> None:
         self.control, theirs = socket.socketpair()
         self.process = subprocess.Popen(
@@ -66,8 +75,9 @@ class Monitor:
         theirs.close()
         self.pid = self.process.pid
         self.pages = pages
+        self.page_size = page_size
         self.spans: list[tuple[int, int, int]] = self.ask(
-            f"prepare({pages}, {regions}, {features}, {uid})"
+            f"prepare({pages}, {regions}, {features}, {uid}, {page_size})"
         )
 
     def __enter__(self) -> Self:
@@ -123,7 +133,7 @@ class Monitor:
         """Connect and hand over the userfaultfd, as that version does."""
         fds = {"e2b": "[uffd, spare]", "three": "[spare, uffd, spare]"}.get(version, "[uffd]")
         self.connect(path)
-        self.send(self.message(version), fds, pieces=pieces)
+        self.send(self.message(version, self.page_size), fds, pieces=pieces)
         if version in ("1.1", "1.10", "1.11"):
             self.ask("hang_up()")
 
@@ -179,16 +189,19 @@ class Child:
         self.spare = os.memfd_create("spare")
 
     def prepare(
-        self, pages: int, regions: int, features: int, uid: int | None
+        self, pages: int, regions: int, features: int, uid: int | None, page_size: int
     ) -> list[tuple[int, int, int]]:
         """Map and register; (address, size, offset) of each region."""
         self.uffd = open_userfaultfd(features)
+        kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        if page_size != PAGE:
+            kind |= _HUGETLB
         spans = []
         bounds = [pages * number // regions * PAGE for number in range(regions + 1)]
         parts = list(itertools.pairwise(bounds))
         random.Random(regions).shuffle(parts)
         for start, end in parts:
-            memory = mmap.mmap(-1, end - start, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory = mmap.mmap(-1, end - start, flags=kind)
             address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             fcntl.ioctl(self.uffd, _REGISTER, struct.pack("QQQQ", address, end - start, 1, 0))
             self.maps.append((start, memory))
