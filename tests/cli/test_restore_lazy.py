@@ -317,11 +317,6 @@ def test_lazy_and_output_exclude_each_other(small: Image, tmp_path: Path) -> Non
     run("restore", "--lazy", small.path, "-o", tmp_path / "out").fails(2, "--lazy", "--output")
 
 
-def test_no_command_yet(small: Image) -> None:
-    """What follows -- will be a command; until then it is not ignored"""
-    run("restore", "--lazy", small.path, "--", "true").fails(2, "true")
-
-
 @pytest.mark.parametrize("value", ["0", "-1", "all", "1.5"])
 def test_bad_counts(small: Image, value: str) -> None:
     run("restore", "--lazy", small.path, f"--count={value}").fails(2, "--count", value)

@@ -66,8 +66,9 @@ def running(program: Path, folder: Path) -> Iterator[Running]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=folder,
-        # The kernel writes into its memory where it runs (rseq), each time that it does.
-        env={**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"},
+        # The kernel writes into its memory where it runs (rseq), each time that it does; and the
+        # loader where a function is, when that is first called.
+        env={**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0", "LD_BIND_NOW": "1"},
         preexec_fn=limits,
     ) as child:
         try:
