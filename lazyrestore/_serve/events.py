@@ -192,6 +192,11 @@ def _error(words: _Words) -> str:
 
 
 # "serving" follows "admitted" at once, and who merely connects is of no interest.
+def peers(count: object) -> str:
+    """ "1 peer", "2 peers"."""
+    return f"{count} peer" if count == 1 else f"{count} peers"
+
+
 _SILENT = frozenset({"connected", "admitted"})
 _WORDS: dict[str, Callable[[_Words], str]] = {
     "listening": lambda w: f"listening at {w['socket']}",
@@ -201,10 +206,10 @@ _WORDS: dict[str, Callable[[_Words], str]] = {
     "gone": lambda w: f"gone: {w['reason']}; {w['faults']} faults in {w['seconds']} s",
     "error": _error,
     "stopped": lambda w: f"stopped: {w['reason']}" if "reason" in w else "stopped",
-    "taken_over": lambda w: f"took over {w['peers']} peers of process {w['from']}",
+    "taken_over": lambda w: f"took over {peers(w['peers'])} of process {w['from']}",
     "keeper_started": lambda w: f"process {w['pid']} stands by to take over",
     "keeper_lost": lambda w: f"the keeper, process {w['pid']}, is lost: {w['reason']}",
-    "grace": lambda w: f"ending: {w['peers']} peers are filled, for {w['seconds']:g} s at most",
+    "grace": lambda w: f"ending: {peers(w['peers'])} to be filled, for {w['seconds']:g} s at most",
     "left": lambda w: f"not complete, {w.size('missing_bytes')} missing: left to {w['to']}",
     "metrics": lambda w: f"figures at http://{w['address']}/metrics",
     "dropped": lambda w: f"{w['count']} messages were dropped: nobody read them",

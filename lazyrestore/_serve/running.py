@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from lazyrestore.errors import LazyRestoreError
 
 from . import listen, shutdown, takeover
+from .events import peers
 from .holdings import HeldImage, HeldListener, HeldPeer, Holdings, Record
 from .ledger import NoLedger
 from .listen import Listener
@@ -306,7 +307,7 @@ class Running:
         for peer in list(self.service.peers.values()):
             await self.service.in_thread(self.service.recordings.save, peer, self._emit)
         await self.service.stop_serving()
-        self.emit("stopped", reason=f"the keeper serves {len(left)} peers on")
+        self.emit("stopped", reason=f"the keeper serves {peers(len(left))} on")
         self._leave_process()
 
     def _leave_process(self) -> NoReturn:

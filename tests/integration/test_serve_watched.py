@@ -459,7 +459,7 @@ def test_the_last_words_of_who_leaves_peers_to_its_keeper(tmp_path: Path) -> Non
             service.wait("keeper_started")
             service.process.send_signal(signal.SIGTERM)
             service.wait("left", pid=monitor.pid)
-            assert "the keeper serves 1 peers on" in service.wait("stopped")["reason"]
+            assert "the keeper serves 1 peer on" in service.wait("stopped")["reason"]
             assert service.process.wait(LIMIT_S) == 0
         assert monitor.read(pages * PAGE - CLUSTER, CLUSTER) == expected[-CLUSTER:]
 
