@@ -191,12 +191,12 @@ def _error(words: _Words) -> str:
     )
 
 
-# "serving" follows "admitted" at once, and who merely connects is of no interest.
 def peers(count: object) -> str:
-    """ "1 peer", "2 peers"."""
+    """As words: 1 peer, 2 peers."""
     return f"{count} peer" if count == 1 else f"{count} peers"
 
 
+# "serving" follows "admitted" at once, and who merely connects is of no interest.
 _SILENT = frozenset({"connected", "admitted"})
 _WORDS: dict[str, Callable[[_Words], str]] = {
     "listening": lambda w: f"listening at {w['socket']}",
