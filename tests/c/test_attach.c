@@ -481,7 +481,9 @@ static void nobody_comes_after_it(void)
 		code = try_attach(&set, 200, &problem);
 		if (code == LR_OK) {
 			CHECK_EQ(step, ATTACH_ANSWERED);
-			CHECK_NE(check_touch(set.memory, 0), 0);
+			/* It may have been served before the end came, but not with zeros. */
+			if (check_touch(set.memory, 0) == 0)
+				CHECK_EQ(set.memory[0], set.image.regions[0].bytes[0]);
 			lr_detach(set.attachment);
 		} else {
 			CHECK(code == LR_ERR_GONE || code == LR_ERR_TIMEOUT);
