@@ -111,6 +111,7 @@ class Service:
         self.connections_max = CONNECTIONS_MAX
         self._tasks: set[asyncio.Task[None]] = set()
         self._talks: dict[int, asyncio.Task[None]] = {}  # by connection
+        self._starting = 0  # peers that are about to be served
         self._is_paused = False
         self._endings: set[asyncio.Future[None]] = set()
         self._is_accepting = False
@@ -367,7 +368,7 @@ class Service:
         try:
             if not self.admits:
                 raise Refusal("ending", "this service is about to end")
-            if len(self.peers) >= self.peers_max:
+            if len(self.peers) + self._starting >= self.peers_max:
                 raise Refusal("busy", f"{self.peers_max} are served already")
             peer.prepare()
             self.ledger.image(os.path.abspath(peer.image.path), peer.image.digest)
@@ -403,7 +404,11 @@ class Service:
     async def _start(self, peer: Peer, first: WorkingSet | None) -> None:
         on_error = "fence" if self.options.on_error == "poison" else "hold"
         # In a thread: it waits for a predecessor that is just dying, and for the peer's memory.
-        await self.in_thread(peer.start, self.options.plan, on_error, first)
+        self._starting += 1
+        try:
+            await self.in_thread(peer.start, self.options.plan, on_error, first)
+        finally:
+            self._starting -= 1
         self.peers[peer.id] = peer
         self.admitted += 1
         self.emit("serving", **describe(peer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -140,6 +141,32 @@ def test_more_than_may_be(tmp_path: Path) -> None:
         first.close()
         service.wait("gone", pid=first.pid)
         served(service)
+
+
+@in_child()
+def test_it_does_not_spin(tmp_path: Path) -> None:
+    """Where nothing can be accepted, it is tried a few times a second"""
+    calls: list[object] = []
+
+    def setting(service: Service) -> None:
+        accept = service._accept
+        service._accept = lambda one: (calls.append(one), accept(one))[1]  # type: ignore[method-assign]
+
+    with inside(tmp_path, setting) as service, Monitor(PAGES) as monitor:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = max(map(int, os.listdir("/proc/self/fd")))
+        held = [os.dup(0) for _ in range(used)]  # no number below is free
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, limits[1]))
+        monitor.connect(service.path)
+        monitor.send(monitor.message())
+        assert "cannot accept" in service.wait("error")["reason"]
+        calls.clear()
+        time.sleep(1)
+        assert len(calls) < 20
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
+        assert monitor.read_all() == service.expected
 
 
 @in_child()
