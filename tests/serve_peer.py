@@ -11,6 +11,7 @@ expression after another; it is killed at the end.
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import fcntl
 import itertools
@@ -291,10 +292,14 @@ class Child:
 
     def start_stealing(self) -> None:
         """Read the messages that are the service's, as they come."""
-        os.set_blocking(self.uffd, True)
-        steal = threading.Thread(target=lambda: [os.read(self.uffd, 32) for _ in iter(int, 1)])
-        steal.daemon = True
-        steal.start()
+
+        def steal() -> None:
+            while True:
+                os.set_blocking(self.uffd, True)
+                with contextlib.suppress(BlockingIOError):  # the service has set it back
+                    os.read(self.uffd, 32)
+
+        threading.Thread(target=steal, daemon=True).start()
 
     def discard(self, offset: int, length: int) -> None:
         """Give memory up, as a balloon does."""
