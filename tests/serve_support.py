@@ -105,6 +105,14 @@ class Service:
                 found.append(os.readlink(f"/proc/{self.pid}/fd/{fd}"))
         return sorted(found)
 
+    def steady_fds(self) -> list[str]:
+        """The same, once it does not change any more: what is open for a moment is not counted."""
+        before: list[str] = []
+        while (found := self.fds()) != before:
+            before = found
+            time.sleep(0.05)
+        return found
+
     def connect(self) -> socket.socket:
         """A connection of this process's."""
         sock = socket.socket(socket.AF_UNIX)
