@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from lazyrestore.errors import LazyRestoreError
 
+from .connection import credentials
+
 PATH_BYTES_MAX = 107
 """A socket's path can have 108 bytes, of which the last is a null."""
 BACKLOG = 1024
@@ -253,11 +255,26 @@ def connect_control(listener_number: int) -> socket.socket | None:
     """A connection to whoever serves an inherited socket by now; None: nobody does."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        sock.settimeout(_LOCK_S)  # another user's queue may be full on purpose
         sock.connect(_control_name(listener_number))
+        sock.settimeout(None)
     except OSError:
         sock.close()
         return None
+    if foreign_user(sock) is not None:  # anybody can take a name that is not in a folder
+        sock.close()
+        return None
     return sock
+
+
+def foreign_user(sock: socket.socket) -> int | None:
+    """The user who listens at the other side of a connection; None: root, or this process's own.
+
+    Others are not to be believed: what they hand over could be any process, to be ended as one
+    that does not stop in time.
+    """
+    _, uid, _ = credentials(sock)
+    return None if uid in (os.geteuid(), 0) else uid
 
 
 def _control_name(listener_number: int) -> str:

@@ -30,6 +30,7 @@ from lazyrestore.errors import RemoteError
 from .handover import Channel, HandoverError, Message
 from .holdings import Holdings
 from .keeping import Keeping
+from .listen import foreign_user
 from .reign import Reign, await_release, new_number
 
 ANSWER_S = 15.0
@@ -106,7 +107,7 @@ def ask(sock: socket.socket, *, force: bool) -> Inheritance:
         force: also of a service that means to go on.
 
     Raises:
-        TakeoverRefused: it goes on.
+        TakeoverRefused: it goes on, or is another user's.
         TakeoverLost: it ended.
         HandoverError: it does not answer, or what it says cannot be.
     """
@@ -114,6 +115,10 @@ def ask(sock: socket.socket, *, force: bool) -> Inheritance:
     holdings = Holdings()
     reign: Message | None = None
     try:
+        if (uid := foreign_user(sock)) is not None:
+            raise TakeoverRefused(
+                f"user {uid} listens there: give another path, or end that process"
+            )
         request = json.dumps({"type": "takeover", "force": force}).encode() + b"\n"
         try:
             sock.sendall(request)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ from keeper_support import Kept, wait_until_gone
 from process_support import in_child
 from restore_support import write_image
 from serve_peer import PAGE, Monitor
-from serve_support import LIMIT_S
+from serve_support import LIMIT_S, eventually
+
+from lazyrestore._serve.handover import Channel, Message
+from lazyrestore._serve.reign import Reign
 
 pytestmark = pytest.mark.uffd
 
@@ -140,13 +144,17 @@ def test_an_heir_that_does_not_go_on(image: Image, tmp_path: Path) -> None:
         assert service.find("stopped") == []
 
 
+def open_to_all(folder: Path) -> None:
+    folder.chmod(0o777)
+    for parent in folder.parents[:2]:
+        parent.chmod(0o755)
+
+
 @pytest.mark.root
 @in_child(120)
 def test_another_user_gets_nothing(image: Image, tmp_path: Path) -> None:
     """Neither state nor descriptors, though it is admitted as a peer"""
-    tmp_path.chmod(0o777)
-    for folder in tmp_path.parents[:2]:
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     arguments = (image.path, "--allow-uid", "65534", "--socket-mode", "666")
     with Kept(tmp_path / "s", *arguments) as service:
         pid = os.fork()
@@ -182,6 +190,69 @@ def test_another_program_listens_there(image: Image, tmp_path: Path) -> None:
         connection.close()
         assert process.returncode == 5
         assert b"the sender is not ours" in err
+
+
+@contextlib.contextmanager
+def impostor(name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Another user's process that listens under a name, and hands over a process that it wants to
+    have ended: that one.
+    """
+    victim = subprocess.Popen(["sleep", "1000"])
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            pidfd = os.pidfd_open(victim.pid)
+            os.setresuid(65534, 65534, 65534)
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(name)
+            listening.listen()
+            reign = Reign.new()
+            while True:
+                sock, _ = listening.accept()
+                channel = Channel(sock)
+                fields = {"pid": victim.pid, "reign": reign.known}
+                with contextlib.suppress(OSError):
+                    channel.send(Message("reign", fields, [pidfd, reign.fd]), LIMIT_S)
+                    channel.send(Message("all"), LIMIT_S)
+        os._exit(1)
+    try:
+        yield victim
+        assert victim.poll() is None, "it was ended on another user's word"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        victim.kill()
+        victim.wait()
+
+
+@pytest.mark.root
+@in_child(120)
+def test_another_user_listens_there(image: Image, tmp_path: Path) -> None:
+    """Nothing that it says is believed: the service does not start"""
+    open_to_all(tmp_path)
+    with impostor(str(tmp_path / "s")):
+        eventually("it listens", (tmp_path / "s").exists)
+        refused = run("serve", image.path, "--socket", tmp_path / "s", "--takeover")
+        refused.fails(5, "user 65534 listens there")
+
+
+@pytest.mark.root
+@in_child(120)
+def test_another_user_listens_under_a_socket_of_systemds(image: Image, tmp_path: Path) -> None:
+    """Names that are in no folder are anybody's: it is as if nobody were there"""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "vm.sock"))
+        listening.listen()
+        name = f"\0lazyrestore/{os.fstat(listening.fileno()).st_ino}"
+        with impostor(name):
+            eventually("it listens", lambda: socket.socket(socket.AF_UNIX).connect_ex(name) == 0)
+            with (
+                activated(listening, "--image-dir", tmp_path) as service,
+                Monitor(PAGES) as monitor,
+            ):
+                monitor.restore(tmp_path / "vm.sock")
+                assert monitor.read_all() == image.bytes
+                assert service.find("taken_over") == []
 
 
 def activated(listening: socket.socket, *arguments: object) -> Kept:
