@@ -111,7 +111,7 @@ class Service:
         self.connections_max = CONNECTIONS_MAX
         self._tasks: set[asyncio.Task[None]] = set()
         self._talks: dict[int, asyncio.Task[None]] = {}  # by connection
-        self._starting = 0  # peers that are about to be served
+        self._starting: set[int] = set()  # connections that are peers in a moment
         self._is_paused = False
         self._endings: set[asyncio.Future[None]] = set()
         self._is_accepting = False
@@ -189,17 +189,18 @@ class Service:
 
     async def pause(self) -> None:
         """Accept nobody, and let be who has connected but is not served yet: a successor, or
-        `resume`, begins with them anew. Peers are served on.
+        `resume`, begins with them anew. Peers are served on; who is just becoming one is awaited.
         """
         self._is_paused = True
         if self._is_accepting:
             self._is_accepting = False
             for listener in self.listeners.values():
                 self.loop.remove_reader(listener.sock.fileno())
-        talks = list(self._talks.values())
-        for talk in talks:
-            talk.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
+        for number, talk in self._talks.items():
+            # What they have sent is out of the socket: they are served first.
+            if number not in self._starting:
+                talk.cancel()
+        await asyncio.gather(*self._talks.values(), return_exceptions=True)
         for connection in list(self.connections.values()):
             # What was taken out of a socket cannot be put back: those have to connect again.
             if connection.is_untouched:
@@ -368,19 +369,23 @@ class Service:
         try:
             if not self.admits:
                 raise Refusal("ending", "this service is about to end")
-            if len(self.peers) + self._starting >= self.peers_max:
+            if len(self.peers) + len(self._starting) >= self.peers_max:
                 raise Refusal("busy", f"{self.peers_max} are served already")
             peer.prepare()
             self.ledger.image(os.path.abspath(peer.image.path), peer.image.digest)
             peer.is_filled = first is not None
+            self._starting.add(peer.id)
             self.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
             connection.take(len(connection.data))
             self.emit("admitted", **describe(peer))
             await self._start(peer, first)
         except BaseException:
+            self.ledger.gone(str(peer.id))  # before its descriptors are closed
             peer.fds.socket = None  # the connection's again, for a last word
             await self.in_thread(peer.close)
             raise
+        finally:
+            self._starting.discard(peer.id)
         connection.detach()
         self.connections.pop(connection.id, None)
         attached.say_served(peer)
@@ -404,11 +409,7 @@ class Service:
     async def _start(self, peer: Peer, first: WorkingSet | None) -> None:
         on_error = "fence" if self.options.on_error == "poison" else "hold"
         # In a thread: it waits for a predecessor that is just dying, and for the peer's memory.
-        self._starting += 1
-        try:
-            await self.in_thread(peer.start, self.options.plan, on_error, first)
-        finally:
-            self._starting -= 1
+        await self.in_thread(peer.start, self.options.plan, on_error, first)
         self.peers[peer.id] = peer
         self.admitted += 1
         self.emit("serving", **describe(peer))

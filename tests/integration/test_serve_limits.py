@@ -170,6 +170,31 @@ def test_it_does_not_spin(tmp_path: Path) -> None:
 
 
 @in_child()
+def test_who_is_just_becoming_a_peer_when_a_successor_asks(tmp_path: Path) -> None:
+    """What it sent is out of the socket, and its userfaultfd came but once: it becomes one"""
+    start = peer.Peer.start
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def start_slowly(self: peer.Peer, *arguments: Any) -> None:
+        begun.set()
+        assert may_go_on.wait(LIMIT_S)
+        start(self, *arguments)
+
+    peer.Peer.start = start_slowly  # type: ignore[method-assign]
+    with inside(tmp_path) as service, Monitor(PAGES) as monitor:
+        monitor.restore(service.path)
+        assert begun.wait(LIMIT_S)
+        pause = asyncio.run_coroutine_threadsafe(service.service.pause(), service.loop)
+        with pytest.raises(TimeoutError):
+            pause.result(0.1)
+        may_go_on.set()
+        pause.result(LIMIT_S)
+        assert [one.pid for one in service.service.peers.values()] == [monitor.pid]
+        service.loop.call_soon_threadsafe(service.service.resume)
+        assert monitor.read_all() == service.expected
+
+
+@in_child()
 def test_before_linux_6_5(tmp_path: Path) -> None:
     """No pidfd of the connection: one of the number, if nobody else can have got it"""
     peer.SO_PEERPIDFD = 9999
