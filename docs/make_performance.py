@@ -2,6 +2,7 @@
 
     python docs/make_performance.py                     from benchmarks/results.json
     python docs/make_performance.py --from build/bench  take results and pictures from there first
+    python docs/make_performance.py --rows build/bench  take only the rows that were measured there
 
 The template's {{...}} are replaced:
 
@@ -198,6 +199,15 @@ def take(folder: Path) -> None:
             shutil.copy(folder / f"{name}.svg", PICTURES)
 
 
+def take_rows(folder: Path) -> None:
+    """Of a run of some rows, on the same machine, those rows into the results that there are."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    newer = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    names = {row["row"] for row in newer["rows"]}
+    found["rows"] = [row for row in found["rows"] if row["row"] not in names] + newer["rows"]
+    RESULTS.write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
@@ -208,13 +218,16 @@ def _rounded(value: Any) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--from", dest="folder", type=Path, help="where a whole run wrote")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--from", dest="folder", type=Path, help="where a whole run wrote")
+    which.add_argument("--rows", type=Path, help="where a run of some rows wrote")
     options = parser.parse_args()
-    if options.folder is not None:
-        if not (options.folder / "results.json").exists():
-            print(f"{options.folder}/results.json is not there: make bench", file=sys.stderr)
+    folder = options.folder or options.rows
+    if folder is not None:
+        if not (folder / "results.json").exists():
+            print(f"{folder}/results.json is not there: make bench", file=sys.stderr)
             return 1
-        take(options.folder)
+        (take if options.folder else take_rows)(folder)
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     PAGE.write_text(make(found, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
     print(PAGE)
