@@ -52,6 +52,8 @@ static struct lr_talk begin_talk(const struct lr_attachment *attachment)
 /* What was taken of a table that did not come whole. */
 static void forget_table(struct lr_attachment *attachment)
 {
+	/* A child that is forked meanwhile goes over the places. */
+	lr_attach_fork_block();
 	free(attachment->regions);
 	free(attachment->names);
 	free(attachment->places);
@@ -60,6 +62,7 @@ static void forget_table(struct lr_attachment *attachment)
 	attachment->names = NULL;
 	attachment->places = NULL;
 	attachment->metadata = NULL;
+	lr_attach_fork_unblock();
 }
 
 /* Until somebody listens and speaks: a service may be about to start, or to start again. */

@@ -12,6 +12,8 @@
 #define RUNS 64
 /* What is longer is fenced by taking the access away: poison takes page tables, and time. */
 #define POISON_MAX (1ull << 30)
+/* Below it nothing is mapped (vm.mmap_min_addr is 64 KiB). */
+#define LOWEST (1ull << 20)
 
 /* Whether a page is of memory that was handed over, where it was then. */
 static bool is_ours(const struct lr_attachment *attachment, uint64_t page)
@@ -145,6 +147,16 @@ static void fence_place(struct lr_attachment *attachment, const struct lr_attach
 	}
 }
 
+/* Whoever waits, wherever: the memory may have been moved. */
+static void wake_everywhere(const struct lr_attachment *attachment)
+{
+	/* The kernel takes no range that goes beyond all addresses, wherever those end. */
+	for (unsigned bits = 56; bits > 32; bits--)
+		if (lr_uffd_wake(&attachment->uffd, LOWEST,
+				 (1ull << bits) - attachment->host_page - LOWEST))
+			return;
+}
+
 void lr_attach_fence(struct lr_attachment *attachment)
 {
 	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -163,7 +175,5 @@ void lr_attach_fence(struct lr_attachment *attachment)
 	if (pagemap >= 0)
 		close(pagemap);
 	/* Also where faults were read by whoever served, and not answered. */
-	for (uint32_t i = 0; i < attachment->info.region_count; i++)
-		lr_uffd_wake(&attachment->uffd, attachment->places[i].start,
-			     attachment->places[i].bytes);
+	wake_everywhere(attachment);
 }

@@ -69,7 +69,8 @@ static void leave(struct lr_attachment *attachment)
 		return;
 	}
 	atomic_store(&attachment->state, LR_ATTACHMENT_CLOSED);
-	for (uint32_t i = 0; i < attachment->info.region_count; i++)
+	/* None: another thread was waiting for the table when this one forked. */
+	for (uint32_t i = 0; attachment->places && i < attachment->info.region_count; i++)
 		if (attachment->places[i].start && !attachment->places[i].is_gone)
 			keep_out(&attachment->places[i]);
 }

@@ -120,8 +120,13 @@ static int ask_again(struct lr_attachment *attachment, struct lr_talk *talk)
 
 	if (code == LR_OK)
 		code = lr_attach_hello(attachment, talk, &refused);
-	if (code == LR_OK)
+	if (code == LR_OK) {
+		/* Whoever got the userfaultfd may install from then on: it must be known whether he
+		 * does, for lr_detach must wait until he has read that it unmaps. */
+		talk->is_given_up = &attachment->is_stopping;
 		code = lr_attach_hand_over(attachment, talk, &refused);
+		talk->is_given_up = &attachment->is_ending;
+	}
 	if (code < 0) {
 		lr_talk_close(talk);
 		return code;
@@ -181,8 +186,8 @@ static void see_off(struct lr_attachment *attachment)
 		    || lr_clock_ns() - begin_ns > attachment->deadline_ms * 1000000ull)
 			lr_attach_drain(attachment, LR_DRAIN_LEAVE);
 		else if (poll(&(struct pollfd){.fd = attachment->connection, .events = POLLIN}, 1,
-			      0)
-			 > 0)
+			      0) > 0
+			 && listen_to(attachment) != LR_OK)
 			hang_up(attachment);
 		poll(&(struct pollfd){.fd = attachment->event_fd, .events = POLLIN}, 1, DRAIN_MS);
 	}

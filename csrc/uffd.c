@@ -370,11 +370,11 @@ int64_t lr_uffd_move(const struct lr_uffd *uffd, uint64_t to, const void *from, 
 	return progress(result, request.moved);
 }
 
-void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
+bool lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes)
 {
 	struct uffdio_range range = {.start = start, .len = bytes};
 
-	ioctl(uffd->fd, UFFDIO_WAKE, &range);
+	return ioctl(uffd->fd, UFFDIO_WAKE, &range) == 0;
 }
 
 bool lr_uffd_is_quiet(const struct lr_uffd *uffd, uint64_t page, uint64_t host_page)

@@ -72,7 +72,8 @@ int64_t lr_uffd_poison(const struct lr_uffd *uffd, uint64_t to, uint64_t bytes);
 /* Not copied: the page frames are taken from private memory of this process, which is empty
  * afterwards. */
 int64_t lr_uffd_move(const struct lr_uffd *uffd, uint64_t to, const void *from, uint64_t bytes);
-void lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
+/* False where these are no addresses. Whether anything is mapped there does not matter. */
+bool lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
 /* False while somebody gives up, moves or unmaps registered memory and waits for that to be read,
  * or is about to. `page` is an address in a registered range. Always true before Linux 5.13
  * (`tells_quiet`). */

@@ -347,8 +347,12 @@ static void start_toucher(struct toucher *toucher, volatile uint8_t *byte)
 		sched_yield();
 	snprintf(path, sizeof(path), "/proc/self/task/%d/wchan", toucher->thread_id);
 	while (!strstr(text, "userfault") && toucher->raised < 0) {
-		int file = CHECK_CALL(open(path, O_RDONLY | O_CLOEXEC));
-		ssize_t got = read(file, text, sizeof(text) - 1);
+		int file = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t got;
+
+		if (file < 0) /* it has ended */
+			break;
+		got = read(file, text, sizeof(text) - 1);
 
 		close(file);
 		if (got >= 0)
@@ -402,6 +406,31 @@ static void fences_when_nobody_comes(void)
 	for (uint32_t i = 0; i < PAGE; i++)
 		begin |= set.memory[i];
 	CHECK_EQ(begin, 0);
+	tear_down(&set);
+}
+
+/* Also where it was moved to: he whose fault the service had read, and who comes later. */
+static void fences_what_was_moved(void)
+{
+	struct setting set;
+	struct toucher toucher;
+	uint8_t *moved;
+
+	set_up(&set, 300);
+	CHECK_MEM(set.memory, set.image.regions[0].bytes, 4 * PAGE);
+	moved = mmap(NULL, PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(moved != MAP_FAILED);
+	CHECK(mremap(set.memory, PAGES * PAGE, PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, moved)
+	      == moved);
+	CHECK_MEM(moved + 4 * PAGE, set.image.regions[0].bytes + 4 * PAGE, 4 * PAGE);
+	kill_server(&set);
+	start_toucher(&toucher, moved + 40 * PAGE);
+	CHECK_EQ(lr_attachment_wait(set.attachment, -1), LR_ERR_GONE);
+	pthread_join(toucher.thread, NULL);
+	CHECK(toucher.raised == SIGBUS || toucher.raised == SIGSEGV);
+	CHECK_EQ(check_touch(moved + 41 * PAGE, 0), toucher.raised);
+	CHECK_MEM(moved, set.image.regions[0].bytes, 4 * PAGE);
+	CHECK_CALL(munmap(moved, PAGES * PAGE));
 	tear_down(&set);
 }
 
@@ -564,6 +593,40 @@ static void takes_no_nonsense(void)
 	check_answer("", 0, 0, LR_ERR_TIMEOUT);
 }
 
+/* While it has no table yet, or has no more than a part of one. */
+static void other_threads_may_fork_meanwhile(void)
+{
+	static const char part[] = "LRREGION\1\0\0\0\3\0\0\0\0\20\0\0\0\20\0\0\10\0\0\0\0\0\0\0"
+				   "01234567890123456789012345678901";
+	struct attempt trial;
+	struct setting set;
+	pthread_t thread;
+
+	set_up_image(&set);
+	trial = (struct attempt){.set = &set};
+	set.server.says = part;
+	set.server.says_bytes = sizeof(part) - 1;
+	set.server.does_close = 1;
+	start_server(&set);
+	CHECK_EQ(pthread_create(&thread, NULL, attempt, &trial), 0);
+	for (int i = 0; i < 100; i++) {
+		pid_t child;
+
+		poll(NULL, 0, 2);
+		child = check_fork(SIGSEGV);
+		if (child == 0)
+			_exit(0);
+		CHECK_CHILD(child);
+	}
+	kill_server(&set);
+	set.server.says = NULL;
+	start_server(&set);
+	pthread_join(thread, NULL);
+	CHECK_EQ(trial.code, LR_OK);
+	check_all(&set);
+	tear_down(&set);
+}
+
 static void waits_for_a_service_that_is_late(void)
 {
 	struct attempt trial;
@@ -688,11 +751,13 @@ static const struct check_case cases[] = {
 	CHECK_CASE(next_service_goes_on),
 	CHECK_CASE(who_waits_is_served_by_the_next),
 	CHECK_CASE(fences_when_nobody_comes),
+	CHECK_CASE(fences_what_was_moved),
 	CHECK_CASE(does_not_go_on_with_another_image),
 	CHECK_CASE_LIMIT(a_service_may_be_killed_at_any_step, 60),
 	CHECK_CASE(nobody_comes_after_it),
 	CHECK_CASE(says_why_it_was_refused),
 	CHECK_CASE(takes_no_nonsense),
+	CHECK_CASE(other_threads_may_fork_meanwhile),
 	CHECK_CASE(waits_for_a_service_that_is_late),
 	CHECK_CASE(detaches_while_nobody_serves),
 	CHECK_CASE(detaches_from_a_service_that_hangs),
