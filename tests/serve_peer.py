@@ -247,6 +247,28 @@ class Child:
         for at in range(0, len(data), piece):
             self.connection.sendmsg([data[at : at + piece]], rights if at == 0 else [])
 
+    def lingering(self) -> int:
+        """A socket whose last close takes until this process ends, nearly."""
+        with socket.socket() as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+            sock = socket.socket()
+            sock.connect(listening.getsockname())
+            self.held.append(listening.accept()[0])  # and never read
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 16))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+        return sock.detach()
+
+    def send_lingering(self, data: bytes, others: Sequence[int] = ()) -> None:
+        """Send such a one, beside others, and keep none."""
+        sock = self.lingering()
+        self.send(data, [sock, *others], False)
+        os.close(sock)
+
     def hang_up(self) -> None:
         self.connection.close()
 

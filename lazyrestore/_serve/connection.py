@@ -10,13 +10,17 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import select
 import socket
 import struct
+import termios
+import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 from .attaching import MAGIC as ATTACH_MAGIC
 from .attaching import REQUEST_MAGIC, build_refusal
@@ -28,11 +32,14 @@ _PIECE_BYTES = 1 << 16
 _PEEKED_BYTES_MAX = 1 << 15
 _PEEKED_S = 2.0
 _FD_BYTES = array.array("i").itemsize
-_ROOM = socket.CMSG_SPACE((FDS_MAX + 1) * _FD_BYTES)
+# All that can come with a message: see `close_foreign`.
+_ROOM = socket.CMSG_SPACE(253 * _FD_BYTES)
 _SO_PEEK_OFF = 42
 _CREDENTIALS = struct.Struct("3i")
 _REFUSAL_BYTES_MAX = 1000
 _UFFD = "anon_inode:[userfaultfd]"
+
+_T = TypeVar("_T")
 
 
 class Edges:
@@ -144,12 +151,8 @@ class Connection:
             await self._came.wait()
 
     def _receive_now(self) -> bool:
-        flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if self._is_peeking else 0)
-        piece, messages, got, _ = self.socket.recvmsg(_PIECE_BYTES, _ROOM, flags)
-        for level, kind, content in messages:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                whole = len(content) // _FD_BYTES * _FD_BYTES
-                self.fds += array.array("i", content[:whole])
+        piece, fds, got = receive_all(self.socket, socket.MSG_PEEK if self._is_peeking else 0)
+        self.fds += fds
         if len(self.fds) > FDS_MAX:
             raise Refusal("descriptors", f"it sent more than {FDS_MAX} descriptors")
         if got & socket.MSG_CTRUNC:
@@ -165,7 +168,7 @@ class Connection:
 
     def _empty(self) -> None:
         while self._peeked:
-            # Descriptors come with it once more: the kernel closes those, as there is no room.
+            # Descriptors come with it once more: the kernel lets go of those, as there is no room.
             self._peeked -= len(self.socket.recv(self._peeked)) or self._peeked
 
     def stop_peeking(self) -> None:
@@ -255,7 +258,6 @@ class Connection:
     def send_now(self, data: bytes) -> None:
         """Send what can be sent at once: a last word."""
         with contextlib.suppress(OSError):
-            self._empty()  # what is left there would make the end a reset
             self.socket.send(data, socket.MSG_NOSIGNAL)
 
     def detach(self) -> socket.socket:
@@ -319,18 +321,60 @@ def kind_of(fd: int) -> str:
     return os.readlink(f"/proc/self/fd/{fd}")
 
 
+def receive_all(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int], int]:
+    """Bytes, with all descriptors that came with them, and the flags of the message.
+
+    Raises:
+        OSError: nothing has come, or the connection broke.
+    """
+    data, messages, got, _ = sock.recvmsg(_PIECE_BYTES, _ROOM, flags | socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in messages:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) // _FD_BYTES * _FD_BYTES])
+    return data, list(fds), got
+
+
 def close_socket(sock: socket.socket) -> None:
     """End a connection of which the keeper may have a copy."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+    try:
+        is_empty = fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4) == b"\0" * 4
+    except OSError:
+        is_empty = True
+    if is_empty:
+        sock.close()
+    else:
+        _in_background(_empty_and_close, sock)
+
+
+def _empty_and_close(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while sock.recv(_PIECE_BYTES):  # what is left there would make the end a reset
+            continue
     sock.close()
 
 
 def close_foreign(fds: Sequence[int]) -> None:
-    """Close descriptors that a peer sent."""
+    """Close descriptors that a peer sent: that takes as long as the peer likes (a socket that
+    lingers, a file system of its own), and so nobody waits for it.
+    """
+    if fds:
+        _in_background(_close_all, fds)
+
+
+def _close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):  # it is closed all the same
             os.close(fd)
+
+
+def _in_background(call: Callable[[_T], None], what: _T) -> None:
+    try:
+        threading.Thread(target=call, args=(what,), daemon=True).start()
+    except RuntimeError:  # no more threads may be
+        call(what)
 
 
 async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:

@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 
-from .connection import Connection, close_foreign
+from .connection import Connection
 from .handshake import Refusal
 from .peer import PeerFds, open_pidfd
 
@@ -23,9 +23,7 @@ def take_descriptors(connection: Connection, uffd: int, *, is_end_needed: bool) 
         if pidfd is not None:
             os.close(pidfd)
         raise Refusal(*why)
-    fds = connection.take_fds()
-    chosen = fds.pop(uffd)
-    close_foreign(fds)
+    chosen = connection.fds.pop(uffd)  # the others are closed with what the connection was
     return PeerFds(uffd=chosen, socket=connection.socket, pidfd=pidfd, state=-1)
 
 

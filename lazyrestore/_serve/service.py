@@ -386,7 +386,7 @@ class Service:
             raise
         finally:
             self._starting.discard(peer.id)
-        connection.detach()
+        connection.let_be()
         self.connections.pop(connection.id, None)
         attached.say_served(peer)
         self._watch.add(peer)

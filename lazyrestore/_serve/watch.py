@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from . import attached
-from .connection import close_socket
+from .connection import close_foreign, close_socket, receive_all
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -81,7 +81,9 @@ class Watch:
         """
         assert peer.fds.socket is not None
         try:
-            if peer.fds.socket.recv(1 << 16):
+            data, fds, _ = receive_all(peer.fds.socket)
+            close_foreign(fds)
+            if data:
                 return
         except (BlockingIOError, InterruptedError):
             return

@@ -92,6 +92,35 @@ def test_descriptors(image: Path) -> None:
             refused(service, monitor, code, *words, after=before)
 
 
+@in_child(120)
+def test_descriptors_whose_close_takes_long(image: Path) -> None:
+    """Of who is refused, goes away, is served, or says more afterwards: nobody waits for them"""
+
+    def asked(service: Service) -> None:
+        with service.connect() as sock:
+            sock.sendall(b'{"type":"status"}')
+            assert sock.recv(1)
+
+    with unimpressed(image) as service, Monitor(PAGES) as monitor:
+        for data, fds in ((b"nonsense", "[]"), (b"[{}]", "[spare] * 4"), (b"[{}]", "[]")):
+            monitor.connect(service.path)
+            monitor.ask(f"send_lingering({data!r}, {fds})")
+            monitor.reply()
+            asked(service)
+        monitor.connect(service.path)
+        monitor.ask("send_lingering(b'[')")
+        monitor.ask("hang_up()")
+        service.wait("refused", pid=monitor.pid, code="gone")
+        asked(service)
+        monitor.connect(service.path)
+        monitor.ask(f"send_lingering({monitor.message()!r}, [uffd])")
+        service.wait("serving", pid=monitor.pid)
+        asked(service)
+        monitor.ask("send_lingering(b'more')")
+        assert monitor.read(0, PAGE)
+        asked(service)
+
+
 @in_child()
 def test_userfaultfds_that_cannot_be_served(image: Path) -> None:
     """Not initialised; of nothing; of other memory; of memory that is not registered"""
