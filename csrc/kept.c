@@ -109,7 +109,8 @@ static int lock(struct lr_kept *kept, int fd)
 	char path[48];
 
 	snprintf(path, sizeof(path), "/proc/thread-self/fd/%d", fd);
-	kept->fd = open(path, O_RDWR | O_CLOEXEC);
+	/* Whose file it is may have a lease of it, which he need not give back soon. */
+	kept->fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (kept->fd < 0)
 		return errno;
 	for (int tries = 0; fcntl(kept->fd, F_OFD_SETLK, &all) < 0; tries++) {

@@ -74,3 +74,29 @@ refused(lazyrestore.RemoteError, state=os.open("/dev/null", os.O_RDWR))
 peer.close()
 """,
     )
+
+
+def test_a_state_that_its_owner_holds_a_lease_of(tmp_path):
+    """He has the kernel make others wait until he has given it back, for as long as it lets him."""
+    run(
+        tmp_path,
+        """
+import fcntl, signal
+signal.signal(signal.SIGIO, signal.SIG_IGN)  # he is asked for it
+first = serve_state(image)
+state = os.open(f"/proc/self/fd/{first}", os.O_RDWR)
+os.close(first)
+fcntl.fcntl(state, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+try:
+    Core.serve(image, uffd=peer.uffd, ranges=whole, state=state)
+except lazyrestore.KernelError as found:
+    print(found)
+else:
+    raise AssertionError("it was waited for")
+fcntl.fcntl(state, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+core = Core.serve(image, uffd=peer.uffd, ranges=whole, state=state)
+assert peer.ask("memory[:]") == expected
+core.close()
+peer.close()
+""",
+    )
