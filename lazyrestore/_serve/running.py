@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .options import ServeOptions
 
 _IDLE_S = 0.5
+_LOOK_S = 0.01
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -232,7 +233,7 @@ class Running:
         self._stop.set()
 
     def _end_if_idle(self) -> None:
-        if not self._is_waiting or not self.is_replaceable:
+        if not self._is_waiting or not self.is_replaceable or self._is_giving:
             return
         if not self.service.peers and not self.service.connections:
             self._stop.set()
@@ -265,6 +266,9 @@ class Running:
             self.emit("grace", seconds=grace_s, peers=count)
         self.notifier.stopping(f"filling {count} peers", extend_s=grace_s + 10)
         left = await shutdown.finish(self.service, grace_s, self._hurry)
+        # Whoever is just getting the sockets would find them removed.
+        while self._is_giving and not self._hurry.is_set():
+            await asyncio.sleep(_LOOK_S)
         if self._is_taken:
             self.emit("stopped", reason="another service has taken over")
             self._leave_process()

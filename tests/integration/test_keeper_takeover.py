@@ -23,6 +23,7 @@ from restore_support import write_image
 from serve_peer import PAGE, Monitor
 from serve_support import LIMIT_S, eventually
 
+from lazyrestore._serve import takeover
 from lazyrestore._serve.handover import Channel, Message
 from lazyrestore._serve.reign import Reign
 
@@ -307,3 +308,29 @@ def test_a_promoted_keeper_ends_with_its_last_peer(image: Image, tmp_path: Path)
             assert monitor.read_all() == image.bytes
         service.wait_until_all_ended()
         wait_until_gone(tmp_path / "s")
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+@in_child(120)
+def test_its_last_peer_ends_while_a_successor_asks(
+    image: Image, tmp_path: Path, is_told: bool
+) -> None:
+    """It waits for the answer: the sockets, which it would remove, may be the successor's"""
+    with Kept(tmp_path / "s", image.path) as service, Monitor(PAGES) as monitor:
+        monitor.restore(service.path)
+        assert monitor.read(0, PAGE) == image.bytes[:PAGE]
+        service.wait_for_keeper()
+        promoted = service.kill_server()
+        service.wait_for_keeper()
+        found = takeover.ask(service.connect(), force=False)
+        assert found.pid == promoted
+        if is_told:
+            os.kill(promoted, signal.SIGTERM)
+        monitor.close()
+        service.wait("gone", pid=monitor.pid)
+        time.sleep(1)  # to be seen ending, if it does
+        found.take()
+        service.wait_until_all_ended()
+        assert (tmp_path / "s").exists()
+        assert "taken over" in service.find("stopped")[-1]["reason"]
+        found.decline()
