@@ -58,6 +58,15 @@ static unsigned use_of_processor(lr_session *session, unsigned milliseconds)
 	return (unsigned)(used * 100 / (clock_of(CLOCK_THREAD_CPUTIME_ID) - own));
 }
 
+/* Whether it sleeps in the end: it may have something to do at first. */
+static bool comes_to_rest(lr_session *session, unsigned limit, unsigned milliseconds)
+{
+	for (int tries = 0; tries < 5; tries++)
+		if (use_of_processor(session, milliseconds) < limit)
+			return true;
+	return false;
+}
+
 /* ---- What these peers do ---- */
 
 static void *make_it_block(void *argument)
@@ -125,7 +134,7 @@ static void makes_reading_block(void)
 	session = serve_with(-1, LR_ON_ERROR_FENCE);
 	start_there(make_it_block);
 	CHECK_EQ(peer_do(&peer, check_pages, 0, PAGES / 2), 0);
-	CHECK(use_of_processor(session, 200) < 30);
+	CHECK(comes_to_rest(session, 30, 200));
 	CHECK_EQ(lr_session_fill(session, NULL), LR_OK);
 	CHECK_EQ(lr_session_wait(session, -1), LR_OK);
 	CHECK_EQ(peer_do(&peer, check_pages, 0, PAGES), 0);
@@ -144,7 +153,7 @@ static void takes_its_own_messages(void)
 	usleep(50000);
 	CHECK_EQ(lr_session_fill(session, NULL), LR_OK);
 	CHECK_EQ(lr_session_wait(session, -1), LR_OK);
-	CHECK(use_of_processor(session, 100) < 50);
+	CHECK(comes_to_rest(session, 50, 100));
 	lr_session_close(session);
 	peer_kill(&peer);
 }
@@ -155,6 +164,9 @@ static void has_the_pager_wait_for_good(bool with_fill)
 {
 	lr_session *session;
 
+#if defined(__SANITIZE_ADDRESS__)
+	SKIP("AddressSanitizer takes the stack of a thread that was cancelled for overwritten");
+#endif
 	set_up(PEER_FEATURES);
 	session = serve_with(-1, LR_ON_ERROR_FENCE);
 	start_there(make_it_block);
@@ -236,7 +248,7 @@ static void ends_at_any_moment(void)
 			CHECK(waited == LR_OK || waited == LR_ERR_NOMEM);
 			CHECK_EQ(waited == LR_ERR_NOMEM, stats_of(session).is_gone);
 		}
-		CHECK(use_of_processor(session, 10) < 80);
+		CHECK(comes_to_rest(session, 50, 20));
 		lr_session_close(session);
 		close(event_fd);
 	}
