@@ -168,6 +168,8 @@ static void a_page_that_is_there_stays(void)
 	struct lr_outcome outcome;
 	uint64_t bytes = 0;
 
+	if (!(set->target.uffd.features & LR_UFFD_FEATURE_POISON))
+		SKIP("no UFFDIO_POISON before Linux 6.6, which tells what is there");
 	put(set, 1, 5);
 	put(set, 2, 6);
 	pthread_mutex_lock(&set->pager.loader.busy);
