@@ -202,7 +202,7 @@ def take(folder: Path) -> None:
 def take_rows(folder: Path) -> None:
     """Of a run of some rows, on the same machine, those rows into the results that there are."""
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    newer = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    newer = json.loads((folder / "some.json").read_text(encoding="utf-8"))
     names = {row["row"] for row in newer["rows"]}
     found["rows"] = [row for row in found["rows"] if row["row"] not in names] + newer["rows"]
     RESULTS.write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
@@ -224,8 +224,9 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.folder or options.rows
     if folder is not None:
-        if not (folder / "results.json").exists():
-            print(f"{folder}/results.json is not there: make bench", file=sys.stderr)
+        name = "results.json" if options.folder else "some.json"
+        if not (folder / name).exists():
+            print(f"{folder}/{name} is not there: make bench", file=sys.stderr)
             return 1
         (take if options.folder else take_rows)(folder)
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
