@@ -6,9 +6,24 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
+from restore_support import write_image
 from serve_support import LIMIT_S, Service, eventually
+
+PAGES = 1024
+LAYOUT = "drzd" * (PAGES // 4)
+
+
+class Image:
+    """An image of PAGES pages, and what is in it, also as a file that peers can read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "vm.lzr"
+        self.bytes = write_image(self.path, {"memory": LAYOUT})["memory"]
+        self.expected = folder / "expected"
+        self.expected.write_bytes(self.bytes)
 
 
 class Kept(Service):

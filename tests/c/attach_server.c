@@ -328,7 +328,8 @@ const char *attach_server_folder(void)
 {
 	static char path[32];
 
-	strcpy(path, "/tmp/lr-attach-XXXXXX");
+	/* Anew each time: mkdtemp writes over it. */
+	snprintf(path, sizeof(path), "/tmp/lr-attach-XXXXXX");
 	if (!mkdtemp(path) || chmod(path, 0711) < 0)
 		end("cannot make a folder");
 	return path;

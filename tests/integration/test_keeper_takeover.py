@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 from churner import Churner
 from cli_support import COMMAND, environment, run
-from keeper_support import Kept, wait_until_gone
+from keeper_support import PAGES, Image, Kept, wait_until_gone
 from process_support import in_child
-from restore_support import write_image
 from serve_peer import PAGE, Monitor
 from serve_support import LIMIT_S, eventually
 
@@ -28,17 +27,6 @@ from lazyrestore._serve.handover import Channel, Message
 from lazyrestore._serve.reign import Reign
 
 pytestmark = pytest.mark.uffd
-
-PAGES = 1024
-LAYOUT = "drzd" * (PAGES // 4)
-
-
-class Image:
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "vm.lzr"
-        self.bytes = write_image(self.path, {"memory": LAYOUT})["memory"]
-        self.expected = folder / "expected"
-        self.expected.write_bytes(self.bytes)
 
 
 @pytest.fixture
