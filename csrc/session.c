@@ -357,6 +357,25 @@ static void release_range(lr_session *session, struct lr_range *range)
 	change(session, range, LR_RANGE_CLOSING, LR_RANGE_GONE);
 }
 
+/* What its owner unmapped or moved just before must have left the look-up: somebody else's memory
+ * may lie there by now, and would be unmapped, or fenced, in its stead. */
+static void release_all(lr_session *session)
+{
+	uint32_t count = session->image->info.region_count;
+	bool is_settled = false;
+
+	for (uint32_t i = 0; i < count; i++) {
+		struct lr_range *range = &session->target.ranges[i];
+
+		if (lr_range_state(range) != LR_RANGE_CLOSING)
+			continue;
+		if (!is_settled)
+			lr_target_settle_down(&session->target, range->start);
+		is_settled = true;
+		release_range(session, range);
+	}
+}
+
 void lr_session_close(lr_session *session)
 {
 	uint32_t count;
@@ -381,9 +400,7 @@ void lr_session_close(lr_session *session)
 			lr_range_change(range, LR_RANGE_SUSPENDED, LR_RANGE_CLOSING);
 	}
 	lr_loader_quiesce(&session->pager.loader);
-	for (uint32_t i = 0; i < count; i++)
-		if (lr_range_state(&session->target.ranges[i]) == LR_RANGE_CLOSING)
-			release_range(session, &session->target.ranges[i]);
+	release_all(session);
 	lr_inline_close(&session->in_thread);
 	lr_pager_stop(&session->pager);
 	lr_populate_close(session);

@@ -12,8 +12,9 @@
 #include "pieces.h"
 
 #define HUGETLB_PAGE_MIN (2u << 20)
-/* Of 50 microseconds, and the timer's slack. */
-#define SETTLE_TRIES 200
+/* Of 50 microseconds, and the timer's slack. The second where the pager gets to nothing. */
+#define SETTLE_TRIES     200
+#define SETTLE_TRIES_MAX 4000
 
 /* Those of a region. Smaller ones than clusters count through its clusters, as these do through the
  * image: the last cluster's, too, are all there. */
@@ -386,11 +387,15 @@ void lr_target_sync(const struct lr_target *target)
 void lr_target_settle_down(const struct lr_target *target, uint64_t page)
 {
 	struct timespec pause = {.tv_nsec = 50000};
+	uint32_t before = atomic_load(&target->reading);
 
 	/* Not for ever: threads that do nothing but give memory up may leave no such moment. What
-	 * was told before this call is read by then. */
+	 * was told before this call is read by then, if the pager had a processor meanwhile: twice
+	 * it has read all that there was. */
 	for (int tries = 0;
-	     tries < SETTLE_TRIES && !lr_uffd_is_quiet(&target->uffd, page, target->host_page);
+	     (tries < SETTLE_TRIES
+	      || (tries < SETTLE_TRIES_MAX && atomic_load(&target->reading) - before < 4))
+	     && !lr_uffd_is_quiet(&target->uffd, page, target->host_page);
 	     tries++)
 		nanosleep(&pause, NULL);
 	lr_target_sync(target);

@@ -150,8 +150,9 @@ void lr_target_note_gone(struct lr_target *target);
 /* Wait until what happened to the memory before this call is known: for a moment, and never for a
  * load. */
 void lr_target_sync(const struct lr_target *target);
-/* Wait until nothing of that kind is under way either, or for some 20 ms: the pager must be at
- * work, and this may be for a load. `page` is an address in a registered range. */
+/* Wait until nothing of that kind is under way either, or for some 20 ms (400 where the pager gets
+ * to nothing meanwhile): it must be at work, and this may be for a load. `page` is an address in a
+ * registered range. */
 void lr_target_settle_down(const struct lr_target *target, uint64_t page);
 
 /* Nothing of a cluster is left to load within its range: its pages came, or were given up. */
