@@ -27,6 +27,7 @@ HUGE = 2 << 20
 
 NONE, READ, WRITE = 0, 1, 2
 SHARED, PRIVATE, FIXED, ANONYMOUS, NORESERVE = 0x1, 0x2, 0x10, 0x20, 0x4000
+FIXED_NOREPLACE = 0x100000
 MAYMOVE, REMAP_FIXED, DONTUNMAP = 1, 2, 4
 CURRENT, FUTURE, ONFAULT = 1, 2, 4
 
@@ -82,6 +83,22 @@ def mmap(
     """Map memory; exactly at `address`, over what is there, if there is one."""
     flags |= FIXED if address is not None else 0
     return _address(_libc.mmap(address, length, protection, flags, -1, 0), "mmap")
+
+
+def mmap_if_free(length: int, address: int) -> bool:
+    """Map memory at `address`, unless somebody has part of that place.
+
+    Between an unmapping and this another thread may have got it: one of the session's, or the C
+    library's memory for one.
+    """
+    flags = PRIVATE | ANONYMOUS | NORESERVE | FIXED_NOREPLACE
+    got = _libc.mmap(address, length, READ | WRITE, flags, -1, 0)
+    if got in (None, ctypes.c_void_p(-1).value):
+        assert ctypes.get_errno() == errno.EEXIST, os.strerror(ctypes.get_errno())
+        return False
+    if got != address:  # a kernel before 4.17 takes it for a wish
+        munmap(got, length)
+    return bool(got == address)
 
 
 def munmap(address: int, length: int) -> None:

@@ -68,6 +68,13 @@ static uint8_t *own_memory(uint64_t bytes)
 	return memory;
 }
 
+static void map_over(uint8_t *memory, uint64_t bytes)
+{
+	CHECK(mmap(memory, bytes, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+	      == memory);
+}
+
 /* The literal promise: what is touched comes, and is counted as what it is. */
 static void counts_what_it_does(void)
 {
@@ -368,21 +375,17 @@ static void no_late_copy_after_detach(void)
 			 LR_OK);
 		join(touchers);
 		CHECK_EQ(lr_session_suspend(first.session, 0), LR_OK);
-		CHECK_CALL(munmap(memory, 4 << 20));
-		CHECK(mmap(memory, 4 << 20, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0)
-		      == memory);
+		/* In one call: between two another thread might get the place. */
+		map_over(memory, 4 << 20);
 		session = open_session(second.opened, NULL);
 		CHECK_EQ(lr_session_attach(session, 0, memory, NULL), LR_OK);
 		CHECK_EQ(lr_session_detach(first.session, 0), LR_OK);
 		CHECK_MEM(memory, second.image.regions[0].bytes, 4 << 20);
 		CHECK_EQ(lr_session_suspend(session, 0), LR_OK);
-		CHECK_CALL(munmap(memory, 4 << 20));
+		map_over(memory, 4 << 20);
 		CHECK_EQ(lr_session_detach(session, 0), LR_OK);
 		lr_session_close(session);
 		tear_down(&first);
-		mmap(memory, 4 << 20, PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	}
 	tear_down(&second);
 }

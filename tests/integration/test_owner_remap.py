@@ -28,8 +28,8 @@ def test_a_region_is_moved(make_image, fill, cluster_size):
         made,
         fill,
         """
-        length = len(expected)
-        for loaded in (0, 300, COUNT):
+        length, went_back = len(expected), 0
+        for loaded in (0, 300, COUNT, 1, 2):
             session = CSession(path, fill=fill)
             base = session.map()
             session.populate(0, loaded * PAGE)
@@ -38,18 +38,20 @@ def test_a_region_is_moved(make_image, fill, cluster_size):
             want[2 * PAGE : 2 * PAGE + 4] = b"mine"
             to = mmap(length)
             assert mremap(base, length, length, to) == to
-            assert not is_mapped(base)
             same(to, want, loaded)
             # And back, and on to where the kernel likes, of which a page was given up.
             madvise(to + 7 * PAGE, PAGE, DONTNEED)
             want = gone(want, [7])
-            assert mremap(to, length, length, base) == base
-            same(base, want, loaded)
-            grown = mremap(base, length, length + 64 * PAGE, flags=MAYMOVE)
+            if mmap_if_free(length, base):
+                assert mremap(to, length, length, base) == base
+                same(base, want, loaded)
+                to, went_back = base, went_back + 1
+            grown = mremap(to, length, length + 64 * PAGE, flags=MAYMOVE)
             same(grown, want + bytes(64 * PAGE), loaded)
             if fill:
                 session.wait()
             session.close()
+        assert went_back >= 2, went_back
         done()
         """,
     )
@@ -69,7 +71,6 @@ def test_missing_pages_load_where_they_went(make_image, fill):
             get(base + (first + count // 2) * PAGE)
             to, length = mmap(count * PAGE), count * PAGE
             mremap(base + first * PAGE, length, length, to)
-            assert not is_mapped(base + first * PAGE)
             assert first == 0 or is_mapped(base + first * PAGE - PAGE)
             half = (count + 1) // 2 * PAGE
             again = mmap(half)
@@ -189,30 +190,43 @@ def test_grown_and_shrunk_in_place(make_image, fill):
         fill,
         """
         length, more = len(expected), 256 * PAGE
-        for loaded in (0, 100):
+        cut = 333 * PAGE
+        def grow(base, old, new):
+            try:
+                return mremap(base, old, new) == base
+            except OSError as error:  # others map memory too: here, by chance
+                assert error.errno == errno.ENOMEM, error
+                return False
+        def first(loaded):
             room = mmap(length + more)
             session = CSession(path, fill=fill)
             base = session.attach(room)
             session.populate(0, loaded * PAGE)
-            munmap(room + length, more)  # not earlier: others map memory too
-            assert mremap(base, length, length + more) == base
+            munmap(room + length, more)  # not earlier, so that hardly anybody gets it
+            if not grow(base, length, length + more):
+                return False
             same(base + length, bytes(more), "added")
             same(base, expected)
-            cut = 333 * PAGE
             mremap(base, length + more, cut)
-            assert not is_mapped(base + cut)
-            assert mremap(base, cut, length) == base
+            if not grow(base, cut, length):
+                return False
             same(base, expected[:cut] + bytes(length - cut), "shrunk and grown")
             if fill:
                 session.wait()
             same(base, expected[:cut] + bytes(length - cut))
-            # A second session of it, shrunk before anything is loaded.
+            return True
+        def shrunk_before_anything_is_loaded():
             session = CSession(path, fill=fill)
-            base = session.attach(room)
+            base = session.attach()
             mremap(base, length, cut)
-            mremap(base, cut, length)
+            if not grow(base, cut, length):
+                return False
             same(base + cut, bytes(length - cut), "not loaded, shrunk and grown")
             same(base, expected[:cut])
+            return True
+        for loaded in (0, 100):
+            assert any(first(loaded) for _ in range(10)), "somebody had the place each time"
+            assert any(shrunk_before_anything_is_loaded() for _ in range(10)), "each time"
         done()
         """,
     )
@@ -255,11 +269,11 @@ def test_moved_just_when_a_page_is_put(make_image):
             base, spare = session.map(), mmap(length)
             for _ in range(30):
                 base, spare = mremap(base, length, length, spare), base
-                mmap(length, spare)
+                if not mmap_if_free(length, spare):
+                    spare = mmap(length)
             session.wait()
             same(base, expected, turn)
-            session.close()
-            munmap(base, length)
+            session.close()  # unmaps what it mapped, wherever that lies
             munmap(spare, length)
         done()
         """,
@@ -274,8 +288,9 @@ def test_unmapped_parts_are_not_written_when_used_again(make_image, fill):
         made,
         fill,
         """
-        for turn in range(6):
-            session, lost = CSession(path, fill=fill), {}
+        whole = 0
+        for turn in range(12):
+            session, lost, is_ours = CSession(path, fill=fill), {}, True
             base, chance = session.map(), random.Random(turn)
             for number in range(40):
                 first = chance.randrange(COUNT)
@@ -283,13 +298,17 @@ def test_unmapped_parts_are_not_written_when_used_again(make_image, fill):
                 start = base + first * PAGE
                 if number % 3:
                     munmap(start, count * PAGE)
-                    mmap(count * PAGE, start)
+                    is_ours = mmap_if_free(count * PAGE, start)
                 else:
                     mmap(count * PAGE, start)  # over it, in one call
+                if not is_ours:
+                    break
                 if number % 2:
                     put(start, bytes([number + 1]) * (count * PAGE))
                 lost.update((page, number + 1 if number % 2 else 0)
                             for page in range(first, first + count))
+            if not is_ours:
+                continue  # and left as it is: somebody lives in it
             if fill:
                 session.wait()
             want = bytearray(expected)
@@ -298,6 +317,10 @@ def test_unmapped_parts_are_not_written_when_used_again(make_image, fill):
             session.populate(0, len(expected))
             same(base, want, turn)
             session.close()
+            whole += 1
+            if whole == 6:
+                break
+        assert whole >= 4, whole
         done()
         """,
         timeout=60,
@@ -311,18 +334,22 @@ def test_all_of_it_unmapped_under_a_running_fill(make_image):
         made.path,
         """
         import time
-        for turn in range(12):
+        ours = 0
+        for turn in range(16):
             session = CSession(path, fill=True)
             base = session.map()
-            time.sleep(turn * 0.002)
+            time.sleep(turn % 12 * 0.002)
             munmap(base, len(expected))
-            again = mmap(len(expected), base)
+            is_ours = mmap_if_free(len(expected), base)
             session.populate(0, len(expected))
             if turn % 2:
                 session.close()
-            assert present(again, COUNT) == 0, f"turn {turn}: somebody wrote"
-            same(again, bytes(len(expected)), turn)
-            munmap(again, len(expected))
+            if is_ours:
+                assert present(base, COUNT) == 0, f"turn {turn}: somebody wrote"
+                same(base, bytes(len(expected)), turn)
+                munmap(base, len(expected))
+                ours += 1
+        assert ours >= 8, ours
         done()
         """,
         timeout=60,
@@ -341,16 +368,20 @@ def test_a_second_session_at_the_same_address(make_image, how):
         second, how = sys.argv[2:4]
         with lazyrestore.open(second) as image:
             right = image.read("a")
-        room = mmap(len(expected))
-        for turn in range(6):
+        room, ours = mmap(len(expected)), 0
+        for turn in range(8):
             one, two = CSession(path, fill=True), CSession(second, fill=turn % 2 == 1)
             base = one.attach(room)
             time.sleep(turn * 0.002)
             if how == "munmap":
                 munmap(base, len(expected))
+                if not mmap_if_free(len(expected), base):
+                    room = mmap(len(expected))
+                    continue
             elif how == "close":
                 one.close()
             assert two.attach(base) == base
+            ours += 1
             same(base, right, turn)
             if how != "close":
                 one.populate(0, len(expected))
@@ -358,6 +389,7 @@ def test_a_second_session_at_the_same_address(make_image, how):
             two.close()
             if how != "close":
                 one.close()
+        assert ours >= 4, ours
         done()
         """,
         second.path,
@@ -406,7 +438,9 @@ def test_mapped_over_while_others_fault_there(make_image):
                 for page in shuffled(COUNT, turn)[:300]:
                     if turn % 2:
                         munmap(base + page * PAGE, PAGE)
-                    mmap(PAGE, base + page * PAGE)
+                        assert mmap_if_free(PAGE, base + page * PAGE), "a hole of one page"
+                    else:
+                        mmap(PAGE, base + page * PAGE)
                     over[page] = True
             def read(seed):
                 for page in shuffled(COUNT, seed):
@@ -435,8 +469,7 @@ def test_closing_a_session_whose_memory_was_moved(make_image, fill):
         session.populate(100 * PAGE, 40 * PAGE)
         to = mmap(128 * PAGE)
         mremap(base + 120 * PAGE, 128 * PAGE, 128 * PAGE, to)
-        munmap(base + 300 * PAGE, 8 * PAGE)
-        plain = mmap(8 * PAGE, base + 300 * PAGE)
+        plain = mmap(8 * PAGE, base + 300 * PAGE)  # over it
         madvise(base + 4 * PAGE, PAGE, DONTNEED)
         get(base + 4 * PAGE)
         session.close()
