@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._workingset import WorkingSet
     from .errors import (
         ClusterError,
+        CriuError,
         ImageError,
         KernelError,
         LazyRestoreError,
@@ -52,6 +53,7 @@ __all__ = [
     "Attachment",
     "ClusterError",
     "CoreFile",
+    "CriuError",
     "DumpReport",
     "Image",
     "ImageError",
@@ -86,6 +88,7 @@ _HOME = {
     "Attachment": "_attach",
     "ClusterError": "errors",
     "CoreFile": "sources",
+    "CriuError": "errors",
     "DumpReport": "reports",
     "Image": "_open",
     "ImageError": "errors",

@@ -7,6 +7,7 @@
     ├── WorkingSetError              3   a working set is damaged, not one, or another image's
     ├── KernelError                  4   the kernel or a permission says no
     ├── RemoteError                  5   the other side of a socket failed
+    │   └── CriuError                5   CRIU is missing, too old, or failed
     ├── ProcessError                 1   the process to dump is not there, ended, or cannot be read
     └── RegionNotFound               2   the image has no region of that name (also a KeyError)
 
@@ -74,6 +75,10 @@ class RemoteError(LazyRestoreError):
     """The other side of a connection failed."""
 
     exit_code = 5
+
+
+class CriuError(RemoteError):
+    """CRIU is not installed, too old for the kernel, or could not dump or restore a process."""
 
 
 class ProcessError(LazyRestoreError):

@@ -17,6 +17,7 @@ TREE = {
     "RestoreError": (errors.ClusterError, 3),
     "KernelError": (errors.LazyRestoreError, 4),
     "RemoteError": (errors.LazyRestoreError, 5),
+    "CriuError": (errors.RemoteError, 5),
     "WorkingSetError": (errors.LazyRestoreError, 3),
     "ProcessError": (errors.LazyRestoreError, 1),
     "RegionNotFound": (errors.LazyRestoreError, 2),

@@ -1,0 +1,1 @@
+"""Images of processes: CRIU's folders, its pages, and running it."""
