@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help test demo core install-core lint format native fuzz sanitize soak kernel-matrix bench bench-quick \
-	bench-doc bench-tools check-python check-c check-sanitizers clean
+	bench-doc bench-tools criu criu-if-any check-python check-c check-sanitizers clean
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -41,6 +41,7 @@ help:
 	@echo "make test     the tests of the C core and of the Python package"
 	@echo "make core     build and test the C core alone, without Python"
 	@echo "make install-core   the C library, its header, pkg-config file and manual page, under PREFIX (/usr/local)"
+	@echo "make criu     CRIU of a newer Debian in build/criu, where this machine has none that works"
 	@echo "make fuzz     try images that mean harm on the C core, for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make sanitize the C tests and the stress program under ASan and UBSan, and under TSan"
 	@echo "make soak     random operations against a model of each byte, for SOAK_SECONDS ($(SOAK_SECONDS))"
@@ -53,9 +54,19 @@ help:
 	@echo "make native   build what the package needs in this tree, after a change in csrc/"
 	@echo "make clean    remove what was built, and .venv"
 
-test: $(stamp) native
+test: $(stamp) native criu-if-any
 	@$(core) test
 	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+# The tests of processes use it, and find it there. Without root they are skipped in any case.
+criu:
+	@if [ -x build/criu/bin/criu ]; then :; \
+	elif $${CRIU:-criu} check >/dev/null 2>&1; then echo "CRIU: $$(command -v "$${CRIU:-criu}")"; \
+	else packaging/criu/fetch-criu.sh build/criu; fi
+
+criu-if-any:
+	@[ "$$(id -u)" -ne 0 ] || $(MAKE) --no-print-directory criu \
+		|| echo "no CRIU: what needs it will be skipped" >&2
 
 demo: $(stamp) native
 	@$(bin)/lazyrestore demo $(DEMO_ARGS)
@@ -101,10 +112,10 @@ kernel-matrix: $(stamp) native
 	@# 77: this machine cannot, and the reason was printed.
 	@$(bin)/python tests/kernel_matrix/run.py $(KERNEL:%=--kernel %) || [ $$? -eq 77 ]
 
-bench: $(stamp) native bench-tools
+bench: $(stamp) native bench-tools criu-if-any
 	@$(bin)/python -m benchmarks $(BENCH_ARGS)
 
-bench-quick: $(stamp) native bench-tools
+bench-quick: $(stamp) native bench-tools criu-if-any
 	@$(bin)/python -m benchmarks --quick $(BENCH_ARGS)
 
 bench-doc: $(stamp) native
