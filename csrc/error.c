@@ -43,6 +43,7 @@ static const struct error_text texts[] = {
 	ENTRY(LR_ERR_SHORT, "the image ended too early: the file shrank"),
 	ENTRY(LR_ERR_CHECKSUM, "a cluster's checksum is wrong"),
 	ENTRY(LR_ERR_FRAME, "a cluster's zstd frame does not decode to what it should"),
+	ENTRY(LR_ERR_FILES, "the image's record of files is damaged"),
 };
 
 static const struct error_text *find_text(int code)

@@ -9,6 +9,8 @@
 
 #define LR_FORMAT_VERSION        1u
 #define LR_FORMAT_CRITICAL_KNOWN 0ull
+/* A compatible feature: the image has a record of files. */
+#define LR_FORMAT_FILES 1ull
 
 #define LR_MAGIC            "\x81\xablazyrestore"
 #define LR_MAGIC_BYTES      13u
@@ -40,6 +42,11 @@ enum lr_footer_field {
 	LR_FOOTER_METADATA_CRC = 116,
 	LR_FOOTER_HEADER_CRC = 120,
 	LR_FOOTER_RESERVED = 124,
+	LR_FOOTER_FILES_OFFSET = 160,
+	LR_FOOTER_FILES_SIZE = 168,
+	LR_FOOTER_FILES_CRC = 172,
+	LR_FOOTER_FILES_CONTENT = 176,
+	LR_FOOTER_RESERVED_2 = 180,
 	LR_FOOTER_CRC = 188,
 };
 
@@ -114,5 +121,6 @@ enum lr_ref_kind { LR_REF_HOLE = 0, LR_REF_ZERO = 1, LR_REF_NODE = 2 };
 #define LR_TREE_HEIGHT_MAX       8u
 #define LR_LENGTH_MAX            (1ull << 62)
 #define LR_METADATA_BYTES_MAX    (256u << 20)
+#define LR_FILES_BYTES_MAX       (64u << 20)
 
 #endif

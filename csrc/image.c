@@ -53,6 +53,22 @@ static int check_footer_values(const struct footer *footer, uint64_t file_bytes,
 	return LR_OK;
 }
 
+/* The fields of the record of files: all zero where there is none. */
+static bool parse_files(struct lr_span *span, uint64_t end, struct lr_image_info *info)
+{
+	info->files_offset = lr_span_u64(span, LR_FOOTER_FILES_OFFSET);
+	info->files_bytes = lr_span_u32(span, LR_FOOTER_FILES_SIZE);
+	info->files_crc32c = lr_span_u32(span, LR_FOOTER_FILES_CRC);
+	info->files_content_bytes = lr_span_u32(span, LR_FOOTER_FILES_CONTENT);
+	if (!(info->compatible & LR_FORMAT_FILES))
+		return lr_span_is_zero(span, LR_FOOTER_FILES_OFFSET,
+				       LR_FOOTER_RESERVED_2 - LR_FOOTER_FILES_OFFSET);
+	return info->files_offset != 0 && info->files_bytes != 0
+	       && info->files_bytes <= LR_FILES_BYTES_MAX && info->files_content_bytes != 0
+	       && info->files_content_bytes <= LR_FILES_BYTES_MAX
+	       && lr_span_fits(info->files_offset, info->files_bytes, end);
+}
+
 /* `record` is the file's last LR_FOOTER_RECORD_BYTES. */
 static int parse_footer(const uint8_t *record, uint64_t file_bytes, struct footer *ret_footer,
 			struct lr_problem *ret_problem)
@@ -72,9 +88,13 @@ static int parse_footer(const uint8_t *record, uint64_t file_bytes, struct foote
 	if (info->critical & ~LR_FORMAT_CRITICAL_KNOWN)
 		return fail(ret_problem, LR_ERR_FEATURE, end);
 	if (info->version == 0
-	    || !lr_span_is_zero(&span, LR_FOOTER_RESERVED, LR_FOOTER_CRC - LR_FOOTER_RESERVED))
+	    || !lr_span_is_zero(&span, LR_FOOTER_RESERVED,
+				LR_FOOTER_FILES_OFFSET - LR_FOOTER_RESERVED)
+	    || !lr_span_is_zero(&span, LR_FOOTER_RESERVED_2, LR_FOOTER_CRC - LR_FOOTER_RESERVED_2))
 		return fail(ret_problem, LR_ERR_FOOTER, end);
 	info->compatible = lr_span_u64(&span, LR_FOOTER_COMPATIBLE);
+	if (!parse_files(&span, end, info))
+		return fail(ret_problem, LR_ERR_FOOTER, end);
 	info->page_size = lr_span_u32(&span, LR_FOOTER_PAGE_SIZE);
 	info->cluster_size = lr_span_u32(&span, LR_FOOTER_CLUSTER_SIZE);
 	info->header_bytes = lr_span_u32(&span, LR_FOOTER_HEADER_BYTES);
@@ -375,6 +395,33 @@ int lr_image_read_raw(const lr_image *image, uint64_t offset, void *ret_data, ui
 	if (!lr_span_fits(offset, bytes, image->source.bytes))
 		return fail(ret_problem, LR_ERR_ARGUMENT, offset);
 	return lr_source_read(&image->source, offset, ret_data, bytes, ret_problem);
+}
+
+int lr_image_get_files(const lr_image *image, void *ret_data, struct lr_problem *ret_problem)
+{
+	const struct lr_image_info *info = &image->info;
+	lr_zstd *zstd = NULL;
+	void *frame;
+	int code;
+
+	if (info->files_bytes == 0)
+		return LR_ERR_NOT_FOUND;
+	frame = malloc(info->files_bytes);
+	if (!frame)
+		return fail(ret_problem, LR_ERR_NOMEM, LR_NOWHERE);
+	code = lr_source_read(&image->source, info->files_offset, frame, info->files_bytes,
+			      ret_problem);
+	if (code == LR_OK && lr_crc32c(0, frame, info->files_bytes) != info->files_crc32c)
+		code = fail(ret_problem, LR_ERR_FILES, info->files_offset);
+	if (code == LR_OK && (code = lr_zstd_open(&zstd)) < 0)
+		fail(ret_problem, code, LR_NOWHERE);
+	if (code == LR_OK
+	    && lr_zstd_decode(zstd, frame, info->files_bytes, ret_data, info->files_content_bytes)
+		       < 0)
+		code = fail(ret_problem, LR_ERR_FILES, info->files_offset);
+	lr_zstd_close(zstd);
+	free(frame);
+	return code;
 }
 
 uint32_t lr_image_pages_in_cluster(const struct lr_image *image,

@@ -76,6 +76,7 @@ enum lr_error {
 	LR_ERR_SHORT = -31,     /* the file ended where a cluster or node should be: it shrank */
 	LR_ERR_CHECKSUM = -32,  /* a cluster's checksum is wrong */
 	LR_ERR_FRAME = -33,     /* a cluster's zstd frame does not decode to what it should */
+	LR_ERR_FILES = -34,     /* the record of files is damaged */
 };
 
 struct lr_problem {
@@ -134,6 +135,11 @@ struct lr_image_info {
 	uint32_t reserved;
 	uint8_t digest[32];
 	uint8_t id[16];
+	uint64_t files_offset; /* of the record of files, compressed; 0: there is none */
+	uint32_t files_bytes;
+	uint32_t files_content_bytes; /* decoded */
+	uint32_t files_crc32c;
+	uint32_t reserved_2;
 };
 
 struct lr_region_info {
@@ -172,6 +178,9 @@ int64_t lr_image_find_region(const lr_image *image, const char *name, size_t nam
 /* Read part of the file as it is (header, metadata): checks nothing but the bounds. */
 int lr_image_read_raw(const lr_image *image, uint64_t offset, void *ret_data, uint64_t bytes,
 		      struct lr_problem *ret_problem);
+/* Decode the record of files, a msgpack map: ret_data has room for info.files_content_bytes.
+ * LR_ERR_FILES; LR_ERR_NOT_FOUND where there is none. */
+int lr_image_get_files(const lr_image *image, void *ret_data, struct lr_problem *ret_problem);
 
 /* ---- Reading without userfaultfd ---- */
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Mapping
+
+import zstandard
 
 from . import format as fmt
 from ._compress import Block, Job, Run, SeenTable
-from ._content import ContentDigest, Region, crc32c, pack
+from ._content import DEFAULT_LEVEL, ContentDigest, Region, crc32c, pack
+from ._filemap import pack_files
 from ._outfile import OutputFile
 from ._tree import TreeBuilder
 
@@ -96,15 +100,17 @@ class Assembler:
         """All clusters of the region were written."""
         self._digest.end_region(region)
 
-    def finish(self, regions: list[Region]) -> bytes:
+    def finish(self, regions: list[Region], files: Mapping[str, bytes]) -> bytes:
         """What stands behind the clusters; the content digest. The file is not yet committed."""
         height, tree = self._tree.finish()
+        self._digest.add_files(files)
         digest = self._digest.digest()
 
         metadata = fmt.array_head(len(regions)) + b"".join(region.metadata for region in regions)
         self._file.append(fmt.METADATA_HEAD)
         metadata_offset = self._file.position
         self._file.append(metadata)
+        files_fields = self._write_files(files) if files else {}
 
         root = self._pack_root(regions, height, tree)
         root_offset = self._write_record("root", root)
@@ -122,6 +128,7 @@ class Assembler:
             metadata_bytes=len(metadata),
             metadata_crc32c=crc32c(metadata),
             header_crc32c=self._header_crc32c,
+            **files_fields,
         )
         self._file.append(footer.record(crc32c(footer.pack())))
         return digest
@@ -154,6 +161,19 @@ class Assembler:
         offset = self._file.position + len(head)
         self._file.append(head, payload)
         return offset
+
+    def _write_files(self, files: Mapping[str, bytes]) -> dict[str, int]:
+        """Append the record of files; what the footer says of it."""
+        packed = pack_files(files)
+        frame = zstandard.ZstdCompressor(level=DEFAULT_LEVEL).compress(packed)
+        offset = self._write_record("files", frame)
+        return {
+            "compatible": fmt.FEATURE_FILES,
+            "files_offset": offset,
+            "files_bytes": len(frame),
+            "files_crc32c": crc32c(frame),
+            "files_content_bytes": len(packed),
+        }
 
     def _write_node(self, payload: bytes) -> fmt.Reference:
         offset = self._write_record("index", payload)

@@ -12,6 +12,7 @@ import zstandard
 from blake3 import blake3
 
 from . import format as fmt
+from ._filemap import add_files_to_digest
 from ._native import ffi, lib
 from .reports import RegionInfo
 
@@ -137,6 +138,11 @@ class ContentDigest:
     def end_region(self, region: Region) -> None:
         self._end_run()
         self._hash.update(region.digest_end())
+
+    def add_files(self, files: Mapping[str, bytes]) -> None:
+        """The record of files, behind all regions; without any files it is not in the digest."""
+        if files:
+            add_files_to_digest(self._hash, files)
 
     def _end_run(self) -> None:
         if self._run_count:

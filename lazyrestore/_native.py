@@ -112,6 +112,7 @@ _REMEDIES = {
     lib.LR_ERR_SHORT: "take another copy, and do not change an image that is in use",
     lib.LR_ERR_CHECKSUM: _DAMAGED,
     lib.LR_ERR_FRAME: _DAMAGED,
+    lib.LR_ERR_FILES: _DAMAGED,
 }
 
 _CLUSTER_CODES = frozenset(
@@ -151,6 +152,7 @@ _CLASSES: dict[int, type[Exception]] = {
     lib.LR_ERR_HEADER: ImageError,
     lib.LR_ERR_ROOT: ImageError,
     lib.LR_ERR_METADATA: ImageError,
+    lib.LR_ERR_FILES: ImageError,
     **dict.fromkeys(_CLUSTER_CODES, ClusterError),
 }
 

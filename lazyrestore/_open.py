@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ._native import CData, check, ffi, lib, new_problem
@@ -63,6 +63,7 @@ class Image:
         lib.lr_image_get_info(self._handle, self._raw)
         self._is_closed = False
         self._first_clusters: list[int] = []
+        self._files: Mapping[str, bytes] | None = None
         self.regions = tuple(self._read_regions())
         self._numbers = {region.name: number for number, region in enumerate(self.regions)}
         if len(self._numbers) != len(self.regions):
@@ -200,6 +201,36 @@ class Image:
         if not isinstance(maps, list) or len(maps) != len(self.regions):
             raise ImageError(f"{self.path}: the image's metadata does not fit its regions")
         return maps
+
+    @property
+    def has_files(self) -> bool:
+        """True if there is anything in `files`; that is known without reading it."""
+        return bool(self._open_raw().files_bytes)
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The small files that are kept in the image, by their names; read when first asked for.
+
+        Raises:
+            ImageError: they are damaged.
+        """
+        if self._files is None:
+            self._files = MappingProxyType(self._read_files() if self.has_files else {})
+        return self._files
+
+    def _read_files(self) -> dict[str, bytes]:
+        from ._filemap import unpack_files
+
+        packed = bytearray(self._open_raw().files_content_bytes)
+        problem = new_problem()
+        with ffi.from_buffer(packed, require_writable=True) as memory:
+            code = lib.lr_image_get_files(self._handle, memory, problem)
+        check(code, problem, what=f"cannot read {self.path}", file=self.path)
+        try:
+            return unpack_files(packed)
+        except ValueError as error:
+            message = f"{self.path}: the image's record of files is damaged: {error}"
+            raise ImageError(f"{message}: take another copy") from None
 
     def number(self, name: str) -> int:
         """The region's number, in the order in which they were dumped.

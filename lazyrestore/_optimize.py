@@ -307,8 +307,19 @@ def _write_clusters(plan: _Plan, file: OutputFile, progress: Progress | None) ->
     file.write_at(memoryview(buffer), begin)
 
 
+def _copy_files(plan: _Plan) -> bytes:
+    """The record of files as it is; b"" where there is none."""
+    old = plan.frame.footer
+    if not old.files_bytes:
+        return b""
+    data = plan.image.read_raw(old.files_offset, old.files_bytes)
+    if crc32c(data) != old.files_crc32c:
+        plan.fail(old.files_offset, "the image was changed while it was read")
+    return fmt.record_head("files", len(data)) + data
+
+
 def _write_end(plan: _Plan, file: OutputFile, tree: fmt.Reference) -> int:
-    """Metadata, root and footer; the file's length."""
+    """Metadata, files, root and footer; the file's length."""
     old = plan.frame.footer
     metadata = plan.image.read_raw(old.metadata_offset, old.metadata_bytes)
     root = bytearray(plan.image.read_raw(old.root_offset, old.root_bytes))
@@ -316,18 +327,28 @@ def _write_end(plan: _Plan, file: OutputFile, tree: fmt.Reference) -> int:
         plan.fail(old.metadata_offset, "the image was changed while it was read")
     root[_TREE_AT : _TREE_AT + fmt.REFERENCE_BYTES] = tree.pack()
     metadata_offset = plan.nodes_end + len(fmt.METADATA_HEAD)
+    files = _copy_files(plan)
+    files_end = metadata_offset + len(metadata) + len(files)
     root_head = fmt.record_head("root", len(root))
-    root_offset = metadata_offset + len(metadata) + len(root_head)
+    root_offset = files_end + len(root_head)
     footer = dataclasses.replace(
         old,
         header_bytes=len(plan.header),
         header_crc32c=crc32c(plan.header),
         id=plan.id,
         metadata_offset=metadata_offset,
+        files_offset=files_end - old.files_bytes if files else 0,
         root_offset=root_offset,
         root_crc32c=crc32c(root),
         file_bytes=root_offset + len(root) + fmt.FOOTER_RECORD_BYTES,
     )
-    end = (fmt.METADATA_HEAD, metadata, root_head, root, footer.record(crc32c(footer.pack())))
+    end = (
+        fmt.METADATA_HEAD,
+        metadata,
+        files,
+        root_head,
+        root,
+        footer.record(crc32c(footer.pack())),
+    )
     file.write_at(b"".join(end), plan.nodes_end)
     return footer.file_bytes

@@ -260,8 +260,16 @@ class _Check:
         for name, said, counted in tallies:
             if said != counted:
                 self._say(f"the root says {said} for {name}, and {counted} were counted")
-        if has_digest and self._digest.digest() != self._frame.footer.digest:
+        if has_digest and self._has_files() and self._digest.digest() != self._frame.footer.digest:
             self._say("the content is not that of which the footer has the digest")
+
+    def _has_files(self) -> bool:
+        """Take the record of files into the digest; False if it is among the frame's problems."""
+        try:
+            self._digest.add_files(self._image.files)
+        except ImageError:
+            return False
+        return True
 
     def _say(self, reason: str) -> None:
         self.damage.append(Damage(None, None, 0, None, reason))

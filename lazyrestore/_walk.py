@@ -29,7 +29,8 @@ _FOLLOWERS = {
     "lazyrestore": ("cluster", "index", "metadata"),
     "cluster": ("cluster", "index", "metadata"),
     "index": ("cluster", "index", "metadata"),
-    "metadata": ("root",),
+    "metadata": ("files", "root"),
+    "files": ("root",),
     "root": ("footer",),
     "footer": (),
 }
@@ -94,6 +95,7 @@ def walk(image: Image) -> Frame:
         _check_header(image, footer)
         if not all(isinstance(kept, dict) for kept in image.all_metadata()):
             raise ImageError("the metadata of a region is not a map")
+        _ = image.files
     except ImageError as error:
         frame.problems.append(str(error).removeprefix(f"{image.path}: "))
     try:
@@ -136,7 +138,11 @@ def _follow(image: Image, frame: Frame) -> None:
             frame.nodes.add(payload, nbytes)
         elif key == "root" and (payload, nbytes) != (footer.root_offset, footer.root_bytes):
             raise StreamError(f"byte {at} of the file: the root is not where the footer says")
-        elif key == "footer" and payload != footer.file_bytes - fmt.FOOTER_BYTES:
+        elif key == "files" and (payload, nbytes) != (footer.files_offset, footer.files_bytes):
+            raise StreamError(f"byte {at} of the file: the files are not where the footer says")
+        if key == "root" and footer.files_bytes and before != "files":
+            raise StreamError(f"byte {at} of the file: the files are not before the root")
+        if key == "footer" and payload != footer.file_bytes - fmt.FOOTER_BYTES:
             raise StreamError(f"byte {at} of the file: this is not the footer at the file's end")
         at = payload + nbytes
         before = key
@@ -152,7 +158,7 @@ def _parse_head(window: _Window, at: int, footer: fmt.Footer) -> tuple[str, int,
         if payload != footer.metadata_offset:
             raise StreamError(f"byte {at} of the file: the metadata is not where the footer says")
         return "metadata", payload, footer.metadata_bytes
-    for key in ("cluster", "index", "root", "footer"):
+    for key in ("cluster", "index", "files", "root", "footer"):
         start = bytes((0x81, 0xA0 | len(key))) + key.encode()
         if head.startswith(start) and len(head) > len(start):
             width = _BIN_LENGTHS.get(head[len(start)])

@@ -13,6 +13,8 @@ from typing import ClassVar
 VERSION = 1
 CRITICAL_KNOWN = 0
 """Feature bits that a reader of this version knows."""
+FEATURE_FILES = 1
+"""A compatible feature: the image has a record of files."""
 
 MAGIC = b"\x81\xablazyrestore"
 HEADER_MAX_BYTES = 65536
@@ -39,6 +41,8 @@ NAME_BYTES_MAX = 4096
 TREE_HEIGHT_MAX = 8
 LENGTH_MAX = 1 << 62
 METADATA_BYTES_MAX = 256 << 20
+FILES_BYTES_MAX = 64 << 20
+FILE_NAME_BYTES_MAX = 255
 
 # States of a page.
 PAGE_HOLE = 0
@@ -66,12 +70,13 @@ FILTER_NONE = 0
 DIGEST_PREFIX = b"lazyrestore content 1"
 DIGEST_REGION_END = 255
 DIGEST_CLUSTER = 2
+DIGEST_FILES = 254
 
 _REFERENCE = struct.Struct("<QIIB7x")
 _NODE_HEAD = struct.Struct("<IIQ")
 _ROOT = struct.Struct("<IIIIQQQQQQQ24s32x")
 _REGION = struct.Struct("<QQQQIIIIBB46x")
-_FOOTER = struct.Struct("<IIIIQQ16s32sQQIIQIIII60x")
+_FOOTER = struct.Struct("<IIIIQQ16s32sQQIIQIIII32xQIII8x")
 _U32 = struct.Struct("<I")
 
 _BIN_HEADS = ((1 << 8, 0xC4, ">BB"), (1 << 16, 0xC5, ">BH"), (1 << 32, 0xC6, ">BI"))
@@ -311,6 +316,10 @@ class Footer:
     version: int = VERSION
     critical: int = 0
     compatible: int = 0
+    files_offset: int = 0
+    files_bytes: int = 0
+    files_crc32c: int = 0
+    files_content_bytes: int = 0
 
     def pack(self) -> bytes:
         """The 188 bytes that the footer's checksum covers; that follows them as a u32."""
@@ -332,6 +341,10 @@ class Footer:
             self.metadata_crc32c,
             self.header_crc32c,
             0,
+            self.files_offset,
+            self.files_bytes,
+            self.files_crc32c,
+            self.files_content_bytes,
         )
 
     def record(self, crc32c: int) -> bytes:
@@ -359,6 +372,10 @@ class Footer:
             metadata_crc32c,
             header_crc32c,
             _,
+            files_offset,
+            files_bytes,
+            files_crc32c,
+            files_content_bytes,
         ) = _FOOTER.unpack_from(payload)
         return cls(
             page_size=page_size,
@@ -377,6 +394,10 @@ class Footer:
             version=version,
             critical=critical,
             compatible=compatible,
+            files_offset=files_offset,
+            files_bytes=files_bytes,
+            files_crc32c=files_crc32c,
+            files_content_bytes=files_content_bytes,
         )
 
 

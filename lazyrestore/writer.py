@@ -34,6 +34,7 @@ from ._content import (
     default_threads,
     pack_metadata,
 )
+from ._filemap import check_file_name
 from ._outfile import OutputFile
 from .reports import DumpReport, RegionInfo
 
@@ -95,6 +96,8 @@ class ImageWriter:
 
         self._regions: list[Region] = []
         self._names: set[str] = set()
+        self._files: dict[str, bytes] = {}
+        self._files_bytes = 0
         self._next_cluster = 0
         self._metadata_bytes = 0
         self._logical_bytes = 0
@@ -166,6 +169,50 @@ class ImageWriter:
             self._regions.append(Region(info, encoded, packed, self._next_cluster))
             self._names.add(name)
             self._metadata_bytes += len(packed)
+
+    def rename_region(self, name: str) -> None:
+        """Give the last region another name: for one whose end is known when it is reached.
+
+        Args:
+            name: unique in the image, 1 to 4096 bytes of UTF-8.
+
+        Raises:
+            ValueError: the name is taken, or cannot be; or there is no region yet.
+        """
+        self._check_open()
+        if not self._regions:
+            raise ValueError("there is no region to rename: call add_region first")
+        encoded = check_name(name)
+        region = self._regions[-1]
+        if name in self._names and name != region.info.name:
+            raise ValueError(f"the image has a region {name!r} already")
+        self._names.discard(region.info.name)
+        self._names.add(name)
+        region.name = encoded
+        region.info = dataclasses.replace(region.info, name=name)
+
+    def add_file(self, name: str, data: Buffer) -> None:
+        """Keep a small file in the image, as it is: `Image.files` has it again.
+
+        All of them are held in memory until the image is closed, and when it is read.
+
+        Args:
+            name: unique in the image: 1 to 255 bytes of UTF-8, without "/".
+            data: its content.
+
+        Raises:
+            ValueError: the name is taken or cannot be, or all files take more than 64 MiB.
+        """
+        self._check_open()
+        encoded = check_file_name(name)
+        if name in self._files:
+            raise ValueError(f"the image has a file {name!r} already")
+        content = bytes(data)
+        nbytes = self._files_bytes + len(encoded) + len(content) + 8  # and msgpack's prefixes
+        if nbytes > fmt.FILES_BYTES_MAX - 5:
+            raise ValueError("the files of an image take at most 64 MiB: make a region of it")
+        self._files[name] = content
+        self._files_bytes = nbytes
 
     def write(self, data: Buffer) -> None:
         """Append bytes, of any number; `data` may be used again afterwards."""
@@ -402,7 +449,7 @@ class ImageWriter:
         while self._under_way:
             self._write_oldest()
         self._pipeline.stop()
-        digest = self._assembler.finish(self._regions)
+        digest = self._assembler.finish(self._regions, self._files)
         stored_bytes = self._file.position
         self._tell_progress(is_last=True)
         self._file.commit()

@@ -56,6 +56,11 @@ def read_core(path: Path) -> _Core:
     image = ffi.gc(found[0], lib.lr_image_close)
     info = ffi.new("struct lr_image_info *")
     lib.lr_image_get_info(image, info)
+    if info.files_bytes:
+        files = bytearray(info.files_content_bytes)
+        code = lib.lr_image_get_files(image, ffi.from_buffer(files), problem)
+        if code < 0:
+            return _Core(error_name(code), {})
     made = ffi.new("lr_reader **")
     assert lib.lr_reader_open(image, made) == 0
     reader = ffi.gc(made[0], lib.lr_reader_close)
@@ -138,6 +143,7 @@ def _compare(path: Path, core: _Core, decoded: Decoded) -> None:
             for region in decoded.regions.values()
         ]
         assert image.all_metadata() == [region.metadata for region in decoded.regions.values()]
+        assert image.files == decoded.files
         info = image.info
         assert info.digest == decoded.digest.hex()
         assert (info.zero_bytes, info.hole_bytes) == (decoded.zero_bytes, decoded.hole_bytes)

@@ -135,8 +135,11 @@ class Decoded:
     def _read_footer(self) -> None:
         keys = [record.key for record in self.records]
         need(keys[0] == "lazyrestore", "the header is first")
-        need(keys[-3:] == ["metadata", "root", "footer"], "metadata, root, footer are last")
-        need(set(keys[1:-3]) <= {"cluster", "index"}, "clusters and index nodes between")
+        self.has_files = keys.count("files") == 1
+        end = ["metadata", *["files"] * self.has_files, "root", "footer"]
+        need(keys[-len(end) :] == end, "metadata, files, root, footer are last")
+        need(set(keys[1 : -len(end)]) <= {"cluster", "index"}, "clusters and index nodes between")
+        self.metadata_record = self.records[-len(end)]
         need(self.data[:13] == MAGIC, "magic")
         need(self.data[-202:-192] == FOOTER_PREFIX, "footer prefix")
         footer = self.records[-1].payload
@@ -158,24 +161,56 @@ class Decoded:
             metadata_bytes,
             metadata_crc,
             header_crc,
-            *reserved,
+            reserved,
+            reserved_parent,
+            files_offset,
+            files_bytes,
+            files_crc,
+            files_content_bytes,
+            reserved_too,
             footer_crc,
-        ) = struct.unpack("<IIIIQQ16s32sQQIIQIIII32s28sI", footer)
+        ) = struct.unpack("<IIIIQQ16s32sQQIIQIIII32sQIII8sI", footer)
         need(footer_crc == self._crc(footer[:188]), "footer checksum")
-        need(not any(reserved[0:1]) and not any(reserved[1] + reserved[2]), "footer reserved")
-        need((self.version, critical, compatible) == (1, 0, 0), "version and features")
+        need(not reserved and not any(reserved_parent + reserved_too), "footer reserved")
+        need((self.version, critical) == (1, 0), "version and features")
+        need(compatible in (0, 1), "version and features")
+        need(compatible == self.has_files, "a record of files, or none")
         need(file_bytes == len(self.data), "length of the file")
         need(header_bytes == self.records[0].end, "length of the header")
         need(header_crc == self._crc(self.data[:header_bytes]), "header checksum")
         metadata = self.data[metadata_offset : metadata_offset + metadata_bytes]
-        need(metadata_offset == self.records[-3].start + 10, "metadata begins behind its key")
-        need(metadata_offset + metadata_bytes == self.records[-3].end, "length of the metadata")
+        start, end = self.metadata_record.start, self.metadata_record.end
+        need(metadata_offset == start + 10, "metadata begins behind its key")
+        need(metadata_offset + metadata_bytes == end, "length of the metadata")
         need(metadata_crc == self._crc(metadata), "metadata checksum")
         self.root = self.records[-2].payload
         need(root_offset == self.records[-2].offset, "place of the root")
         need(root_bytes == len(self.root), "length of the root")
         need(root_crc == self._crc(self.root), "root checksum")
         self.pages_per_cluster = self.cluster_size // self.page_size
+        self.files: dict[str, bytes] = {}
+        if self.has_files:
+            self._read_files(files_offset, files_bytes, files_crc, files_content_bytes)
+        else:
+            need(not files_offset + files_bytes + files_crc + files_content_bytes, "no files")
+
+    def _read_files(self, offset: int, nbytes: int, crc: int, content_bytes: int) -> None:
+        record = self.records[-3]
+        frame = record.payload
+        need((offset, nbytes) == (record.offset, len(frame)), "place of the files")
+        need(crc == self._crc(frame), "files' checksum")
+        parameters = zstandard.get_frame_parameters(frame)
+        need(parameters.content_size == content_bytes <= 64 << 20, "the files' frame's size")
+        data = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+        unpacked = msgpack.unpackb(data, object_pairs_hook=list)
+        need(data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF), "files are a map")
+        names = [name.encode() for name, _ in unpacked]
+        need(names == sorted(set(names)) and names != [], "names of files are in order")
+        for name, content in unpacked:
+            need(isinstance(content, bytes), "a file's content is a bin")
+            need(0 < len(name.encode()) < 256 and not set(name) & set("/\0"), "a file's name")
+            need(name not in (".", ".."), "a file's name is not a folder's")
+            self.files[name] = content
 
     def _read_header(self) -> None:
         self.header = header = self.records[0].value
@@ -210,7 +245,7 @@ class Decoded:
         need(reserved == 0 and not any(reserved_too), "root reserved")
         need(len(self.root) == 128 + 96 * region_count + names_bytes, "root adds up")
         names = self.root[128 + 96 * region_count :]
-        maps = self.records[-3].value
+        maps = self.metadata_record.value
         need(isinstance(maps, list), "metadata is an array")
         assert isinstance(maps, list)
         need(len(maps) == region_count, "one metadata map a region")
@@ -258,7 +293,7 @@ class Decoded:
 
     def _packed_maps(self, count: int) -> list[bytes]:
         """Each region's metadata as it is stored."""
-        record = self.records[-3]
+        record = self.metadata_record
         data = self.data[record.start + 10 : record.end]
         unpacker = msgpack.Unpacker(max_buffer_size=len(data))
         unpacker.feed(data)
@@ -429,6 +464,12 @@ class Decoded:
             content.update(struct.pack("<BQI", 255, region.length, len(name)) + name)
             content.update(struct.pack("<I", len(region.packed_metadata)))
             content.update(region.packed_metadata)
+        if self.files:
+            content.update(struct.pack("<BI", 254, len(self.files)))
+        for name, file in self.files.items():
+            encoded = name.encode()
+            content.update(struct.pack("<I", len(encoded)) + encoded)
+            content.update(struct.pack("<Q", len(file)) + blake3(file).digest())
         need(content.digest() == self.digest, "content digest")
 
     # ---- What tests ask for ----

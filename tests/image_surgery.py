@@ -43,7 +43,8 @@ class Field:
 _FOOTER_FIELDS = """version 0 4, page_size 4 4, cluster_size 8 4, header_bytes 12 4, critical 16 8,
  compatible 24 8, id 32 8, digest 48 8, file_bytes 80 8, root_offset 88 8, root_bytes 96 4,
  root_crc 100 4, metadata_offset 104 8, metadata_bytes 112 4, metadata_crc 116 4,
- header_crc 120 4, reserved 124 4, parent 128 8, reserved_end 180 8, crc 188 4"""
+ header_crc 120 4, reserved 124 4, parent 128 8, files_offset 160 8,
+ files_bytes 168 4, files_crc 172 4, files_content_bytes 176 4, reserved_end 180 8, crc 188 4"""
 _ROOT_FIELDS = """region_count 0 4, names_bytes 4 4, tree_height 8 4, reserved 12 4,
  cluster_count 16 8, logical_bytes 24 8, zero_bytes 32 8, hole_bytes 40 8, duplicate_bytes 48 8,
  payload_bytes 56 8, stored_clusters 64 8, reserved_end 96 8"""
@@ -144,6 +145,9 @@ class Surgery:
         (metadata_bytes,) = self._numbers(U4, footer + 112)
         self._seal(0, header_bytes, footer + 120)
         self._seal(metadata, metadata_bytes, footer + 116)
+        (files_bytes,) = self._numbers(U4, footer + 168)
+        if files_bytes:
+            self._seal(*self._numbers(U8, footer + 160), files_bytes, footer + 172)
         self._seal(*self._numbers(U8, footer + 88), *self._numbers(U4, footer + 96), footer + 100)
         self._seal(footer, 188, footer + 188)
         return bytes(self.data)
@@ -158,7 +162,7 @@ def settle(path: Path) -> bool:
     with image:
         check = _Check(image, walk(image))
         check.run(1, None)
-        if not check._is_whole or check._metadata() is None:
+        if not check._is_whole or check._metadata() is None or not check._has_files():
             return False
         frame = check._frame
         tallies = (

@@ -28,7 +28,13 @@ CHUNK_BYTES = 1 << 20
 
 
 class Sink(Protocol):
-    """Where a source writes to: an ImageWriter."""
+    """Where a source writes to: an ImageWriter.
+
+    Attributes:
+        cluster_size: bytes of a region that are compressed together.
+    """
+
+    cluster_size: int
 
     def add_region(
         self,
@@ -40,6 +46,12 @@ class Sink(Protocol):
         metadata: Mapping[str, object] | None = None,
     ) -> None:
         """Begin a region; the one before ends. Its length is what is then written to it."""
+
+    def rename_region(self, name: str) -> None:
+        """Give the last region another name: for one whose end is known when it is reached."""
+
+    def add_file(self, name: str, data: Buffer) -> None:
+        """Keep a small file in the image; all of them are held in memory."""
 
     def write(self, data: Buffer) -> None:
         """Append bytes, of any number; `data` may be used again afterwards."""

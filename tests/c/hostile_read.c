@@ -117,6 +117,24 @@ static void check_raw(const struct subject *subject)
 	free(room);
 }
 
+static void check_files(const struct subject *subject)
+{
+	const struct lr_image_info *info = &subject->info;
+	struct lr_problem problem = {0};
+	uint8_t *room;
+	int code;
+
+	HOSTILE_CHECK(info->files_content_bytes <= 64u << 20);
+	room = malloc(info->files_content_bytes + 1u);
+	HOSTILE_CHECK(room);
+	code = lr_image_get_files(subject->image, room, &problem);
+	if (info->files_bytes == 0)
+		HOSTILE_CHECK(code == LR_ERR_NOT_FOUND);
+	else
+		HOSTILE_CHECK(code == LR_OK || (code == LR_ERR_FILES && problem.code == code));
+	free(room);
+}
+
 /* The region that a cluster is in, found in the plainest way. */
 static uint32_t region_of(const struct subject *subject, uint64_t cluster,
 			  struct lr_region_info *ret_region)
@@ -307,6 +325,7 @@ void hostile_read(const uint8_t *data, size_t bytes)
 	HOSTILE_CHECK(lr_reader_open(subject.image, &subject.other) == LR_OK);
 	check_regions(&subject);
 	check_raw(&subject);
+	check_files(&subject);
 	check_clusters(&subject);
 	check_shrunk(&subject);
 	/* Readers hold the image. */

@@ -106,6 +106,11 @@ static const struct field footer_fields[] = {
 	{LR_FOOTER_METADATA_CRC, 4},
 	{LR_FOOTER_HEADER_CRC, 4},
 	{LR_FOOTER_RESERVED, 4},
+	{LR_FOOTER_FILES_OFFSET, 8},
+	{LR_FOOTER_FILES_SIZE, 4},
+	{LR_FOOTER_FILES_CRC, 4},
+	{LR_FOOTER_FILES_CONTENT, 4},
+	{LR_FOOTER_RESERVED_2, 8},
 	{LR_FOOTER_CRC, 4},
 };
 static const struct field root_fields[] = {
@@ -307,7 +312,8 @@ static void change_payload(struct change *change)
 static void splice_part(struct change *change)
 {
 	static const enum part_kind kinds[] = {PART_HEADER,   PART_HEADER,  PART_METADATA,
-					       PART_METADATA, PART_CLUSTER, PART_ROOT};
+					       PART_METADATA, PART_CLUSTER, PART_ROOT,
+					       PART_FILES,    PART_FILES};
 	unsigned number = pick(change, kinds[below(change, COUNT(kinds))]);
 	const struct part *part = &change->parts->all[number];
 	uint8_t bytes[2048];

@@ -22,6 +22,9 @@ static const struct {
 	{"\x81\xa8"
 	 "metadata",
 	 10, PART_METADATA},
+	{"\x81\xa5"
+	 "files",
+	 7, PART_FILES},
 	{"\x81\xa4"
 	 "root",
 	 6, PART_ROOT},
@@ -206,6 +209,10 @@ static void follow(struct parts *parts, size_t at, uint64_t delta, const struct 
 		parts_put(footer + LR_FOOTER_ROOT_SIZE, of->bytes + delta, 4);
 	if (of && of->kind == PART_METADATA)
 		parts_put(footer + LR_FOOTER_METADATA_SIZE, of->bytes + delta, 4);
+	if (of && of->kind == PART_FILES)
+		parts_put(footer + LR_FOOTER_FILES_SIZE, of->bytes + delta, 4);
+	if (parts_get(footer + LR_FOOTER_FILES_OFFSET, 8) != 0)
+		shift(footer + LR_FOOTER_FILES_OFFSET, at, delta);
 	shift(footer + LR_FOOTER_ROOT_OFFSET, at, delta);
 	shift(footer + LR_FOOTER_METADATA_OFFSET, at, delta);
 	shift(footer + LR_FOOTER_FILE_BYTES, at, delta);
@@ -388,6 +395,9 @@ void parts_seal(struct parts *parts, uint64_t *random)
 		  parts_get(footer + LR_FOOTER_ROOT_SIZE, 4), LR_FOOTER_ROOT_CRC);
 	seal_part(&walk, parts_get(footer + LR_FOOTER_METADATA_OFFSET, 8),
 		  parts_get(footer + LR_FOOTER_METADATA_SIZE, 4), LR_FOOTER_METADATA_CRC);
+	if (parts_get(footer + LR_FOOTER_FILES_SIZE, 4) != 0)
+		seal_part(&walk, parts_get(footer + LR_FOOTER_FILES_OFFSET, 8),
+			  parts_get(footer + LR_FOOTER_FILES_SIZE, 4), LR_FOOTER_FILES_CRC);
 	if (!is_left(&walk))
 		parts_put(footer + LR_FOOTER_CRC, lr_crc32c(0, footer, LR_FOOTER_CRC), 4);
 }

@@ -98,6 +98,8 @@ def c_constants() -> dict[str, int]:
         ("TREE_HEIGHT_MAX", "LR_TREE_HEIGHT_MAX"),
         ("LENGTH_MAX", "LR_LENGTH_MAX"),
         ("METADATA_BYTES_MAX", "LR_METADATA_BYTES_MAX"),
+        ("FILES_BYTES_MAX", "LR_FILES_BYTES_MAX"),
+        ("FEATURE_FILES", "LR_FORMAT_FILES"),
     ],
 )
 def test_constants_are_the_same_in_c(python_name, c_name):
@@ -124,11 +126,16 @@ FIELDS = {
             metadata_bytes=14,
             metadata_crc32c=15,
             header_crc32c=16,
+            files_offset=17,
+            files_bytes=18,
+            files_crc32c=19,
+            files_content_bytes=20,
         ),
         [
             *("VERSION", "PAGE_SIZE", "CLUSTER_SIZE", "HEADER_BYTES", "CRITICAL", "COMPATIBLE"),
             *("ID", "DIGEST", "FILE_BYTES", "ROOT_OFFSET", "ROOT_SIZE", "ROOT_CRC"),
             *("METADATA_OFFSET", "METADATA_SIZE", "METADATA_CRC", "HEADER_CRC"),
+            *("FILES_OFFSET", "FILES_SIZE", "FILES_CRC", "FILES_CONTENT"),
         ],
     ),
     "LR_ROOT_": (
@@ -175,7 +182,7 @@ def test_fields_lie_where_c_has_them(prefix):
         fmt.NodeHead(3, 256, 1 << 50),
         fmt.Root(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, fmt.Reference(2, 11, 12, 13)),
         fmt.RegionEntry(1 << 63, 2, 3, 4, 5, 6, 7, 1, 1, 0),
-        fmt.Footer(1, 2, 3, b"i" * 16, b"d" * 32, *range(8), 1, 6, 7),
+        fmt.Footer(1, 2, 3, b"i" * 16, b"d" * 32, *range(8), 1, 6, 7, 8, 9, 10, 11),
     ],
 )
 def test_structures_unpack_to_what_was_packed(structure):
@@ -238,6 +245,7 @@ def test_golden_images_hold_what_the_script_says(name):
         if region.length < 1 << 30:
             assert decoded.content(region.name) == region.content()
             assert decoded.states(region.name) == states_of(region.pieces, golden.page_size)
+    assert decoded.files == golden.files
     expected = EXPECTED["golden"][name]
     assert decoded.digest.hex() == expected["digest"]
     assert decoded.zero_bytes == expected["zero_bytes"]
@@ -251,6 +259,8 @@ def test_golden_images_are_read_by_the_library(name):
     with lazyrestore.open(FIXTURES / f"{name}.lzr") as image:
         assert image.digest == EXPECTED["golden"][name]["digest"]
         assert image.info.data_bytes == EXPECTED["golden"][name]["data_bytes"]
+        assert image.files == golden.files
+        assert image.has_files == bool(golden.files)
         for region in golden.regions:
             assert image.metadata(region.name) == region.metadata
             if region.length < 1 << 30:
@@ -381,6 +391,22 @@ def test_broken_clusters_are_not_read_and_others_are(name):
                 cluster in shares and expected["cluster"] in shares
             ):
                 assert codes[cluster] == 0
+
+
+@pytest.mark.parametrize("name", named("files"))
+def test_broken_files_are_not_read_and_clusters_are(name):
+    path = FIXTURES / "broken" / f"{name}.lzr"
+    code, raw = open_code(path)
+    assert code == 0
+    assert cluster_codes(raw, 7) == [0] * 7
+    room = bytearray(1 << 20)
+    problem = new_problem()
+    code = lib.lr_image_get_files(raw, ffi.from_buffer(room), problem)
+    assert error_name(code) == (EXPECTED["broken"][name]["code"] or "LR_OK")
+    with lazyrestore.open(path) as image:
+        with pytest.raises(lazyrestore.ImageError, match=re.escape(f"{path}: the image's")):
+            assert image.files
+        assert any("files" in damage.reason for damage in image.verify().damage)
 
 
 @pytest.mark.parametrize("name", named("verify"))

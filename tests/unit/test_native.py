@@ -56,6 +56,7 @@ EXPECTED = {
     "LR_ERR_SHORT": errors.ClusterError,
     "LR_ERR_CHECKSUM": errors.ClusterError,
     "LR_ERR_FRAME": errors.ClusterError,
+    "LR_ERR_FILES": errors.ImageError,
 }
 
 # What to do about these depends on what was asked, or on errno.

@@ -48,6 +48,8 @@ def check_same(old, new):
         assert after.verify().damage == ()
         assert after.regions == before.regions
         assert after.all_metadata() == before.all_metadata()
+        before_files = dict(before.files)
+        assert after.files == before_files
         for region in before.regions:
             if region.length < 1 << 24:  # of larger ones the digest says it
                 assert after.read(region.name) == before.read(region.name)
@@ -61,8 +63,9 @@ def check_same(old, new):
     with open(new, "rb") as file:
         kinds = [next(iter(record)) for record in msgpack.Unpacker(file)]
     assert kinds[0] == "lazyrestore"
-    assert kinds[-3:] == ["metadata", "root", "footer"]
-    assert set(kinds[1:-3]) <= {"cluster", "index"}
+    end = ["metadata", *(["files"] if before_files else []), "root", "footer"]
+    assert kinds[-len(end) :] == end
+    assert set(kinds[1 : -len(end)]) <= {"cluster", "index"}
 
 
 def check_front(new, clusters):
