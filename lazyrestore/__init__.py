@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         SessionStats,
     )
     from .session import Session
-    from .sources import CoreFile, ProcessMemory, RawFile
+    from .sources import CoreFile, CriuFolder, ProcessMemory, RawFile
     from .writer import ImageWriter
 
 __version__ = "0.1.0"
@@ -54,6 +54,7 @@ __all__ = [
     "ClusterError",
     "CoreFile",
     "CriuError",
+    "CriuFolder",
     "DumpReport",
     "Image",
     "ImageError",
@@ -89,6 +90,7 @@ _HOME = {
     "ClusterError": "errors",
     "CoreFile": "sources",
     "CriuError": "errors",
+    "CriuFolder": "sources",
     "DumpReport": "reports",
     "Image": "_open",
     "ImageError": "errors",

@@ -10,13 +10,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .base import Sink, Source
     from .corefile import CoreFile
+    from .criu import CriuFolder
     from .process import ProcessMemory
     from .rawfile import RawFile
 
-__all__ = ["CoreFile", "ProcessMemory", "RawFile", "Sink", "Source"]
+__all__ = ["CoreFile", "CriuFolder", "ProcessMemory", "RawFile", "Sink", "Source"]
 
 _HOME = {
     "CoreFile": "corefile",
+    "CriuFolder": "criu",
     "ProcessMemory": "process",
     "RawFile": "rawfile",
     "Sink": "base",
