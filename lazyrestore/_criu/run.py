@@ -1,16 +1,19 @@
 """Running CRIU: with a log, of which one clear message is made where it fails.
 
 CRIU is started without a shell, its output in files of a folder that the caller gives. Signals
-that a terminal sends are blocked for it: CRIU killed in the middle leaves a process stopped that
-it was to dump, so only who started it decides when it ends.
+that end programs are blocked for it, and a dump has a group of its own, which no terminal's Ctrl-C
+reaches: CRIU killed in the middle breaks the process that it was to dump, so only who started it
+decides when it ends. A restore stays in our group, where it may use the terminal (--shell-job).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lazyrestore.errors import CriuError
 
@@ -179,8 +182,11 @@ def start(
     """
     output = os.path.join(folder, f"{action}.out")
     argv = [criu.path, action, LEVEL, "-W", folder, "-o", f"{action}.log", *arguments]
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):  # an earlier run's would be taken for this one's
+        os.unlink(os.path.join(folder, f"{action}.log"))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
     fd = os.open(output, flags, 0o600)
+    own_group: dict[str, Any] = {} if action == "restore" else {"setpgroup": 0}
     try:
         actions = [
             (os.POSIX_SPAWN_DUP2, fd, 1),
@@ -194,6 +200,7 @@ def start(
             file_actions=actions,
             setsigmask=_SHIELDED,
             setsigdef=_BACK_TO_DEFAULT,
+            **own_group,
         )
     except OSError as error:
         raise not_started(criu.path, error) from None

@@ -11,6 +11,7 @@ from ._errors import fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from lazyrestore._criu.examine import CriuDiagnosis
     from lazyrestore._doctor import Diagnosis
 
 _KERNEL_SAYS_NO = 4
@@ -20,6 +21,14 @@ def doctor(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say everything that was found out.")
     ] = False,
+    criu_bin: Annotated[
+        str | None,
+        typer.Option(
+            "--criu-bin",
+            metavar="PATH",
+            help="The CRIU to look at.  [default: CRIU= in the environment, or that of PATH]",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Say what this machine allows, and the command that changes it.
@@ -27,22 +36,28 @@ def doctor(
     There are three levels. full: lazy restores without limits. user-mode-only: lazy restores, but
     system calls on pages that are not there yet fail. none: eager restores only; the exit code is
     4 then.
+
+    Whole processes need CRIU: it is looked for, and has a look at the kernel (criu check).
     """
+    from lazyrestore._criu.examine import examine_criu
     from lazyrestore._doctor import NONE, examine
 
     found = examine()
+    criu = examine_criu(criu_bin)
     if json:
-        from ._show import print_json
+        from ._show import plain, print_json
 
-        print_json(found)
+        whole = plain(found)
+        assert isinstance(whole, dict)
+        print_json({**whole, "criu": criu})
     else:
-        _print(found, verbose)
+        _print(found, criu, verbose)
     if found.level == NONE or found.facts.libzstd is None:
         what = "restores cannot be lazy here" if found.level == NONE else "libzstd is missing"
         fail(_KERNEL_SAYS_NO, f"{what}: the report says why, and what to do")
 
 
-def _print(found: Diagnosis, verbose: bool) -> None:
+def _print(found: Diagnosis, criu: CriuDiagnosis, verbose: bool) -> None:
     from ._show import print_fields, size
 
     facts = found.facts
@@ -61,6 +76,7 @@ def _print(found: Diagnosis, verbose: bool) -> None:
     for warning in found.warnings:
         _print_wrapped(warning, "warning: ")
     _print_settings(found)
+    _print_criu(criu)
     print("this machine:")
     missing = [feature for feature in found.features if not feature.present]
     present = ", ".join(feature.name for feature in found.features if feature.present)
@@ -69,6 +85,7 @@ def _print(found: Diagnosis, verbose: bool) -> None:
         ("features", present or "none"),
         *((f"without {lack.name}", f"{lack.without} (Linux {lack.since})") for lack in missing),
         ("libzstd", facts.libzstd or "missing"),
+        ("criu", _criu(criu)),
         ("cores", str(facts.cores)),
         ("waking a thread", _waking(found)),
         ("dump --pid", _dump_right(found)),
@@ -99,6 +116,24 @@ def _print_settings(found: Diagnosis) -> None:
         "",
     )
     print_settings(found.settings)
+
+
+def _print_criu(criu: CriuDiagnosis) -> None:
+    level = "lazy" if criu.lazy else "eager only" if criu.dump else "none"
+    print(f"processes: {level}")
+    _print_wrapped(criu.meaning, "  ")
+    if criu.problems:
+        print("why not more, and what to do:")
+        for problem in criu.problems:
+            _print_wrapped(problem, "  - ")
+
+
+def _criu(criu: CriuDiagnosis) -> str:
+    facts = criu.facts
+    if facts.path is None:
+        return "missing"
+    named = f", named by {facts.origin}" if facts.origin not in ("", "PATH") else ""
+    return f"{facts.version or 'of no known version'}, {facts.path}{named}"
 
 
 def _waking(found: Diagnosis) -> str:

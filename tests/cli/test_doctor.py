@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import Result, environment, run
+from criu_support import criu
 from seccomp_support import DENY
 
 from lazyrestore._doctor import FULL, NONE, USER_MODE_ONLY, Diagnosis, diagnose, gather
@@ -311,3 +312,40 @@ def test_no_libzstd(tmp_path: Path) -> None:
     missing = {"LAZYRESTORE_LIBZSTD": str(tmp_path / "none.so")}
     result = run("doctor", env=environment(missing)).fails(4, "libzstd is missing")
     assert "LAZYRESTORE_LIBZSTD" in result.out
+
+
+# ---- Processes ---------------------------------------------------------------------------------
+
+
+def test_criu_is_looked_for(tmp_path: Path) -> None:
+    """Too old for the kernel that runs: what to do is said, and nothing else changes"""
+    old = tmp_path / "criu"
+    old.write_text("#!/bin/sh\necho 'Version: 3.16.1'\n")
+    old.chmod(0o755)
+    report = json.loads(run("doctor", "--json", "--criu-bin", old).out)
+    criu = report["criu"]
+    assert (criu["dump"], criu["lazy"]) == (False, False)
+    assert criu["facts"]["path"] == str(old)
+    assert criu["facts"]["version"] == "3.16.1"
+    assert "fetch-criu.sh" in criu["problems"][0]
+    text = " ".join(run("doctor", "--criu-bin", old).out.split())
+    assert "processes: none" in text
+    assert "CRIU 3.16.1" in text
+    assert f"criu 3.16.1, {old}, named by --criu-bin" in text
+
+
+def test_criu_is_missing(tmp_path: Path) -> None:
+    """It is no reason to fail: memory needs none"""
+    result = run("doctor", env={**environment(), "CRIU": str(tmp_path / "gone")})
+    assert "processes: none" in result.out
+    assert "CRIU= names as CRIU, is not there" in " ".join(result.out.split())
+    assert result.code == run("doctor").code
+
+
+@pytest.mark.uffd
+def test_criu_that_works() -> None:
+    """The one that the tests of processes use"""
+    report = json.loads(run("doctor", "--json", "--criu-bin", criu()).ok().out)["criu"]
+    assert (report["dump"], report["lazy"], report["problems"]) == (True, True, [])
+    assert report["facts"]["check"] == {"ok": True, "lazy": True, "problems": []}
+    assert "processes: lazy" in run("doctor", "--criu-bin", criu()).ok().out
