@@ -28,15 +28,16 @@ static int read_features(int fd, uint64_t *ret_features)
 	return 0;
 }
 
-int lr_adopt(struct lr_uffd *uffd, int fd, struct lr_problem *ret_problem)
+int lr_adopt(struct lr_uffd *uffd, int fd, bool takes_forks, struct lr_problem *ret_problem)
 {
+	uint64_t refused = LR_UFFD_FEATURE_SIGBUS | (takes_forks ? 0 : LR_UFFD_FEATURE_EVENT_FORK);
 	uint64_t features = 0;
 
 	memset(uffd, 0, sizeof(*uffd));
 	uffd->fd = uffd->device = -1;
 	if (!lr_uffd_is_one(fd) || read_features(fd, &features) != 0)
 		return lr_problem_set(ret_problem, LR_ERR_ARGUMENT, 0, LR_NOWHERE, LR_NOWHERE);
-	if (features & (LR_UFFD_FEATURE_EVENT_FORK | LR_UFFD_FEATURE_SIGBUS))
+	if (features & refused)
 		return lr_problem_set(ret_problem, LR_ERR_UNSUPPORTED, 0, LR_NOWHERE, LR_NOWHERE);
 	uffd->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (uffd->fd < 0)

@@ -8,7 +8,7 @@
 #include "uffd.h"
 
 /* Take a copy of it. LR_ERR_ARGUMENT where it is nothing of that kind; LR_ERR_UNSUPPORTED where it
- * tells of forks, or answers faults by signals. */
-int lr_adopt(struct lr_uffd *uffd, int fd, struct lr_problem *ret_problem);
+ * tells of forks and these are not taken, or answers faults by signals. */
+int lr_adopt(struct lr_uffd *uffd, int fd, bool takes_forks, struct lr_problem *ret_problem);
 
 #endif

@@ -432,7 +432,8 @@ int lr_fill_start(struct lr_fill *fill, struct lr_pager *pager,
 {
 	int code;
 
-	if (fill->is_started)
+	if (fill->is_started
+	    || atomic_load_explicit(&pager->target->is_mapping, memory_order_acquire))
 		return LR_ERR_BUSY;
 	fill->pager = pager;
 	fill->release = release_range;

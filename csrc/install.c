@@ -66,6 +66,13 @@ static int code_of(struct lr_target *target, int64_t error, struct lr_installed 
 	return LR_ERR_GONE;
 }
 
+/* What is not there may come to be there. (A fence is for what is there.) */
+static bool is_not_yet(const struct lr_target *target, enum lr_install_kind kind)
+{
+	return kind != LR_INSTALL_POISON
+	       && atomic_load_explicit(&target->is_mapping, memory_order_acquire);
+}
+
 int lr_install(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 	       const uint8_t *from, uint64_t bytes, struct lr_installed *ret_installed)
 {
@@ -100,6 +107,10 @@ int lr_install(struct lr_target *target, enum lr_install_kind kind, uint64_t to,
 			 * can read that message. */
 			is_asked_again = true;
 			continue;
+		} else if ((done == -ENOENT || done == -EINVAL) && is_not_yet(target, kind)) {
+			/* Nor is what lies behind it looked at. */
+			lr_uffd_wake(&target->uffd, to, page);
+			return LR_OK;
 		} else if (done == -ENOENT) {
 			/* This page was unmapped or given to somebody else: nobody may wait for it.
 			 */

@@ -21,7 +21,8 @@ struct lr_installed {
 /*
  * Install `bytes` (whole host pages) at `to`, for a COPY from `from`. Pages that are present stay
  * as they are and their waiters are woken; pages that are no longer mapped, or no longer
- * registered, are passed over and woken too. A zero page over a fence heals it.
+ * registered, are passed over and woken too. A zero page over a fence heals it. While a target is
+ * being mapped, it ends at the first page that is not there: with LR_OK, and not dealt with.
  *
  * Returns LR_OK, or how it stopped after ret_installed->bytes: LR_LATER (a message waits: somebody
  * gave memory up or moves it), LR_ERR_NOMEM, LR_ERR_GONE (the address space is gone),

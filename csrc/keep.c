@@ -2,12 +2,16 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "children.h"
 #include "follow.h"
 #include "pieces.h"
 
 _Static_assert(LR_UFFD_MESSAGES_MAX *LR_UFFD_MESSAGE_BYTES <= LR_KEPT_JOURNAL_BYTES,
 	       "the journal has room for what is read at once");
+/* A thread that was killed in the read has got them all the same: what the kernel gives out is put
+ * here, or it was not given out (a child's userfaultfd among it). */
 _Static_assert(LR_UNMAPPED_MAX == LR_KEPT_UNMAPPED_MAX, "all notes are kept");
 
 static const uint8_t *message_at(const struct lr_kept *kept, int i)
@@ -50,10 +54,10 @@ void lr_keep_done(struct lr_target *target)
 	atomic_store(&kept->header->told, kept->told);
 }
 
-void lr_keep_save(struct lr_target *target, const struct lr_range *without)
+/* What there is now, but for what is of messages that are still to come. */
+static void fill_table(struct lr_target *target, struct lr_kept_table *table,
+		       const struct lr_range *without)
 {
-	struct lr_kept *kept = target->kept;
-	struct lr_kept_table *table = lr_kept_begin(kept);
 	struct lr_kept_piece *pieces = lr_kept_pieces(table);
 	const struct lr_pieces *current;
 	uint64_t plain_pages;
@@ -77,7 +81,6 @@ void lr_keep_save(struct lr_target *target, const struct lr_range *without)
 			.untold = piece->untold,
 		};
 	}
-	table->told = kept->told;
 	table->count = count;
 	table->plain_pages = plain_pages;
 	table->is_lost = target->is_lost;
@@ -88,7 +91,62 @@ void lr_keep_save(struct lr_target *target, const struct lr_range *without)
 		table->unmapped[i].untold = target->unmapped[i].untold;
 	}
 	pthread_mutex_unlock(&target->lock);
+}
+
+void lr_keep_save(struct lr_target *target, const struct lr_range *without)
+{
+	struct lr_kept *kept = target->kept;
+	struct lr_kept_table *table = lr_kept_begin(kept);
+
+	fill_table(target, table, without);
+	table->told = kept->told;
+	/* Nobody forgets one between its being written here and this table's being the one. */
+	pthread_mutex_lock(&target->children_lock);
+	lr_children_save(target, table);
 	lr_kept_publish(kept, table);
+	pthread_mutex_unlock(&target->children_lock);
+}
+
+/* Nothing that is known to lie anywhere is still to be loaded. */
+static bool is_all_there(struct lr_target *target)
+{
+	struct lr_piece piece;
+
+	if (target->is_lost)
+		return false;
+	for (uint64_t address = 0; lr_target_next(target, address, &piece); address = piece.end) {
+		uint64_t first = lr_target_page(target, piece.range, piece.offset);
+		uint64_t end = first + (piece.end - piece.start) / target->host_page;
+
+		if (lr_pageset_next(&target->clusters, first, end, false) < end)
+			return false;
+	}
+	return true;
+}
+
+int lr_keep_child(struct lr_target *target, int uffd, uint64_t number)
+{
+	/* Where the next table will be written: nobody else looks there. */
+	struct lr_kept_table *table = lr_kept_begin(target->kept);
+	int state, code;
+
+	if (is_all_there(target)) {
+		if (uffd >= 0)
+			close(uffd);
+		return LR_OK;
+	}
+	fill_table(target, table, NULL);
+	/* What the parent's messages will tell is of the parent: a child has its own. */
+	for (uint32_t i = 0; i < table->count; i++)
+		lr_kept_pieces(table)[i].untold = 0;
+	table->unmapped_count = 0;
+	table->told = 0;
+	memset(table->children, 0, sizeof(table->children));
+	code = lr_kept_clone(target->kept, table, &state);
+	if (code < 0)
+		return code;
+	lr_children_add(target, uffd, state, (uint32_t)number);
+	return LR_OK;
 }
 
 /* ---- Taking up ---- */
@@ -110,29 +168,53 @@ static bool take_unmapped(struct lr_target *target, const struct lr_kept_table *
 	return true;
 }
 
+/* One of those. */
+static int replay_one(struct lr_target *target, const struct lr_uffd_message *message,
+		      uint64_t number, uint64_t told)
+{
+	int child = message->child;
+
+	if (message->kind == LR_UFFD_REMOVE || number > told) {
+		if (message->kind != LR_UFFD_FORK)
+			lr_follow(target, message);
+		else if (lr_children_room(target) == 0)
+			return LR_ERR_STATE;
+		else
+			return lr_keep_child(target, lr_uffd_is_one(child) ? child : -1, number);
+	}
+	/* Also where it was worked on: this may have been what was still to be done. */
+	if (message->kind == LR_UFFD_UNMAP || message->kind == LR_UFFD_REMAP)
+		lr_uffd_wake(&target->uffd, message->start, message->end - message->start);
+	return LR_OK;
+}
+
 /* Messages that nobody can have finished with. */
-static void replay(struct lr_target *target, uint64_t told)
+static int replay(struct lr_target *target, uint64_t told)
 {
 	struct lr_kept *kept = target->kept;
 	uint64_t number = atomic_load(&kept->header->told);
+	int code = LR_OK;
 
-	for (int i = 0; i < LR_UFFD_MESSAGES_MAX; i++) {
+	for (int i = 0; i < LR_UFFD_MESSAGES_MAX && code == LR_OK; i++) {
 		struct lr_uffd_message message;
 
 		if (*message_at(kept, i) == 0)
 			break;
 		if (!lr_uffd_parse(message_at(kept, i), target->host_page, &message)
-		    || message.kind == LR_UFFD_FAULT)
+		    || message.kind == LR_UFFD_FAULT
+		    || (message.kind == LR_UFFD_FORK && !target->takes_children))
 			continue;
-		if (message.kind == LR_UFFD_REMOVE || ++number > told)
-			lr_follow(target, &message);
-		/* Also where it was worked on: this may have been what was still to be done. */
-		if (message.kind != LR_UFFD_REMOVE)
-			lr_uffd_wake(&target->uffd, message.start, message.end - message.start);
+		number += message.kind != LR_UFFD_REMOVE;
+		code = replay_one(target, &message, number, told);
+	}
+	if (code < 0) {
+		lr_children_drop_after(target, told);
+		return code;
 	}
 	kept->told = number > told ? number : told;
 	lr_keep_save(target, NULL);
 	lr_keep_done(target);
+	return LR_OK;
 }
 
 int lr_keep_load(struct lr_target *target, bool *ret_is_there)
@@ -148,7 +230,7 @@ int lr_keep_load(struct lr_target *target, bool *ret_is_there)
 	memcpy(&table, from, sizeof(table));
 	pieces = lr_kept_pieces(from);
 	if (table.count > target->pieces_max || table.plain_pages > target->clusters.pages
-	    || !take_unmapped(target, &table))
+	    || !take_unmapped(target, &table) || !lr_children_load(target, &table))
 		return LR_ERR_STATE;
 	for (uint32_t i = 0; i < table.count; i++) {
 		struct lr_kept_piece kept;
@@ -165,6 +247,5 @@ int lr_keep_load(struct lr_target *target, bool *ret_is_there)
 	code = lr_target_finish_adding(target, false);
 	if (code < 0)
 		return code == LR_ERR_ARGUMENT ? LR_ERR_STATE : code;
-	replay(target, table.told);
-	return LR_OK;
+	return replay(target, table.told);
 }

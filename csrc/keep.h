@@ -14,7 +14,11 @@
 
 /* As lr_uffd_read. */
 int lr_keep_read(struct lr_target *target, struct lr_uffd_message *ret_messages, int room);
-/* A message was worked on that changed the table of pieces. */
+/* A child was forked: make its state, of what is known at this moment, and note it. What has
+ * nothing left to load needs nobody, and is let go. LR_ERR_NOMEM, LR_ERR_LIMIT: nothing was done.
+ */
+int lr_keep_child(struct lr_target *target, int uffd, uint64_t number);
+/* A message was worked on that changed the table of pieces, or told of a child. */
 void lr_keep_told(struct lr_target *target);
 /* All that were read have been worked on. */
 void lr_keep_done(struct lr_target *target);

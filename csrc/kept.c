@@ -13,12 +13,13 @@
 #include <unistd.h>
 
 #include "pageset.h"
+#include "uffd.h"
 
 #ifndef MFD_NOEXEC_SEAL /* Linux 6.3 */
 #define MFD_NOEXEC_SEAL 8u
 #endif
 
-#define VERSION     1u
+#define VERSION     2u
 #define PAGE        4096u
 #define TMPFS_MAGIC 0x01021994
 #define SEALS       (F_SEAL_SHRINK | F_SEAL_GROW)
@@ -213,4 +214,186 @@ void lr_kept_publish(struct lr_kept *kept, const struct lr_kept_table *table)
 {
 	atomic_store_explicit(&kept->header->current, table == kept->tables[0] ? 1 : 2,
 			      memory_order_release);
+}
+
+/* ---- Children ---- */
+
+/* Write `bytes`: what is zeros is left alone, and takes no memory. */
+static bool write_sparse(int fd, const uint8_t *from, uint64_t bytes, uint64_t at)
+{
+	static const uint8_t zeros[PAGE];
+
+	for (uint64_t done = 0, step; done < bytes; done += step) {
+		step = bytes - done < PAGE ? bytes - done : PAGE;
+		if (memcmp(from + done, zeros, step) != 0
+		    && pwrite(fd, from + done, step, (off_t)(at + done)) != (ssize_t)step)
+			return false;
+	}
+	return true;
+}
+
+/* A fence of the parent's may be there or not: it is found out. */
+static bool write_states(int fd, const uint8_t *from, uint64_t bytes, uint64_t at)
+{
+	uint8_t block[PAGE];
+
+	for (uint64_t done = 0, step; done < bytes; done += step) {
+		step = bytes - done < PAGE ? bytes - done : PAGE;
+		for (uint64_t i = 0; i < step; i++)
+			block[i] = from[done + i] == LR_STATE_FENCED ? LR_STATE_MISSING
+								     : from[done + i];
+		if (!write_sparse(fd, block, step, at + done))
+			return false;
+	}
+	return true;
+}
+
+static bool write_clone(int fd, const struct lr_kept *kept, const struct layout *layout,
+			const struct lr_kept_table *table)
+{
+	uint64_t bytes = sizeof(*table) + table->count * sizeof(struct lr_kept_piece);
+	struct lr_kept_header header = {.version = VERSION, .kind = kept->kind};
+
+	memcpy(header.magic, magic, sizeof(magic));
+	atomic_store(&header.is_settled, atomic_load(&kept->header->is_settled));
+	atomic_store(&header.current, 1);
+	return write_states(fd, kept->states, lr_pageset_states_bytes(kept->kind.clusters),
+			    layout->states)
+	       && write_sparse(fd, kept->settled, lr_pageset_settled_bytes(kept->kind.pages),
+			       layout->settled)
+	       && write_sparse(fd, (const uint8_t *)table, bytes, layout->tables[0])
+	       && pwrite(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header);
+}
+
+int lr_kept_clone(const struct lr_kept *kept, struct lr_kept_table *table, int *ret_fd)
+{
+	struct layout layout = layout_of(&kept->kind);
+	int code = lr_kept_create(&kept->kind, ret_fd, NULL);
+
+	if (code < 0)
+		return code;
+	if (!write_clone(*ret_fd, kept, &layout, table)) {
+		close(*ret_fd);
+		return LR_ERR_NOMEM;
+	}
+	return LR_OK;
+}
+
+static bool read_at(int fd, void *ret_data, size_t bytes, uint64_t at)
+{
+	return at <= INT64_MAX && pread(fd, ret_data, bytes, (off_t)at) == (ssize_t)bytes;
+}
+
+/* A file of which nothing is known but what it says: it is not mapped, but read. */
+struct closed {
+	struct lr_kept_header header;
+	uint64_t table; /* where it is; 0: there is none */
+	uint64_t journal;
+	uint64_t table_told;
+};
+
+static bool look(int fd, struct closed *ret_closed)
+{
+	struct lr_kept_header *header = &ret_closed->header;
+	struct layout layout;
+	struct stat file;
+	uint32_t current;
+
+	if (fcntl(fd, F_GET_SEALS) < 0 || fstat(fd, &file) < 0
+	    || !read_at(fd, header, sizeof(*header), 0)
+	    || memcmp(header->magic, magic, sizeof(magic)) != 0 || header->version != VERSION)
+		return false;
+	layout = layout_of(&header->kind);
+	current = atomic_load(&header->current);
+	if (layout.bytes != (uint64_t)file.st_size || current > 2)
+		return false;
+	ret_closed->journal = layout.journal;
+	ret_closed->table = current ? layout.tables[current - 1] : 0;
+	ret_closed->table_told = 0;
+	return current == 0
+	       || read_at(fd, &ret_closed->table_told, sizeof(uint64_t),
+			  ret_closed->table + offsetof(struct lr_kept_table, told));
+}
+
+static uint64_t place_of(const struct closed *closed, uint32_t slot)
+{
+	return closed->table + offsetof(struct lr_kept_table, children)
+	       + slot * sizeof(struct lr_kept_child);
+}
+
+/* The FORK in the journal with this number, or the first after it: where it lies, or 0. */
+static uint64_t find_fork(int fd, const struct closed *closed, uint64_t number,
+			  struct lr_kept_child *ret_child)
+{
+	uint64_t at = closed->journal, now = atomic_load(&closed->header.told);
+	uint8_t raw[LR_UFFD_MESSAGE_BYTES];
+
+	for (int i = 0; i < LR_UFFD_MESSAGES_MAX; i++, at += sizeof(raw)) {
+		struct lr_uffd_message message;
+
+		if (!read_at(fd, raw, sizeof(raw), at) || raw[0] == 0)
+			return 0;
+		if (!lr_uffd_parse(raw, closed->header.kind.page_size, &message)
+		    || message.kind == LR_UFFD_FAULT || message.kind == LR_UFFD_REMOVE)
+			continue;
+		/* Those that the table has are in it with their children. */
+		if (++now < number || now <= closed->table_told || message.kind != LR_UFFD_FORK)
+			continue;
+		ret_child->uffd = message.child;
+		ret_child->state = -1;
+		atomic_store(&ret_child->number, (uint32_t)now);
+		return at;
+	}
+	return 0;
+}
+
+int lr_kept_children(int fd, struct lr_kept_child *ret_children, uint32_t room)
+{
+	struct closed closed;
+	struct lr_kept_child child = {0};
+	uint32_t count = 0;
+	uint64_t number = 0;
+
+	if (!look(fd, &closed) || closed.header.kind.page_size == 0)
+		return LR_ERR_STATE;
+	for (uint32_t i = 0; closed.table && i < LR_KEPT_CHILDREN_MAX; i++) {
+		if (!read_at(fd, &child, sizeof(child), place_of(&closed, i)))
+			return LR_ERR_STATE;
+		if (atomic_load(&child.number) != 0 && count++ < room)
+			ret_children[count - 1] = child;
+	}
+	while (find_fork(fd, &closed, number, &child)) {
+		number = (uint64_t)atomic_load(&child.number) + 1;
+		if (count++ < room)
+			ret_children[count - 1] = child;
+	}
+	return (int)count;
+}
+
+static bool write_at(int fd, const void *data, size_t bytes, uint64_t at)
+{
+	return pwrite(fd, data, bytes, (off_t)at) == (ssize_t)bytes;
+}
+
+int lr_kept_set_child(int fd, const struct lr_kept_child *child)
+{
+	uint32_t number = atomic_load(&child->number);
+	uint8_t raw[LR_UFFD_MESSAGE_BYTES];
+	struct lr_kept_child found;
+	struct closed closed;
+	uint64_t at;
+
+	if (!look(fd, &closed) || closed.header.kind.page_size == 0)
+		return LR_ERR_STATE;
+	for (uint32_t i = 0; closed.table && i < LR_KEPT_CHILDREN_MAX; i++) {
+		at = place_of(&closed, i);
+		if (read_at(fd, &found, sizeof(found), at) && atomic_load(&found.number) == number
+		    && number != 0)
+			return write_at(fd, child, sizeof(*child), at) ? LR_OK : LR_ERR_STATE;
+	}
+	at = find_fork(fd, &closed, number, &found);
+	if (!at || atomic_load(&found.number) != number || !read_at(fd, raw, sizeof(raw), at))
+		return LR_ERR_NOT_FOUND;
+	lr_uffd_set_child(raw, child->uffd);
+	return write_at(fd, raw, sizeof(raw), at) ? LR_OK : LR_ERR_STATE;
 }

@@ -22,6 +22,7 @@
 #include "error.h"
 
 #define LR_KEPT_UNMAPPED_MAX  64u
+#define LR_KEPT_CHILDREN_MAX  64u
 #define LR_KEPT_JOURNAL_BYTES 4096u
 
 /* What a file is for: it fits nothing else. */
@@ -44,6 +45,14 @@ struct lr_kept_piece {
 	uint32_t untold;
 };
 
+/* A child of fork() that only whoever serves has descriptors of: numbers in his table. */
+struct lr_kept_child {
+	int32_t uffd;
+	int32_t state;
+	_Atomic uint32_t number; /* of the message that told of it; 0: there is none here */
+	uint32_t reserved;
+};
+
 /* What a table has besides its pieces, which lie behind it. */
 struct lr_kept_table {
 	uint64_t told; /* number of the message that was the last to change it */
@@ -57,12 +66,13 @@ struct lr_kept_table {
 		uint64_t end;
 		uint64_t untold;
 	} unmapped[LR_KEPT_UNMAPPED_MAX];
+	struct lr_kept_child children[LR_KEPT_CHILDREN_MAX];
 };
 
 struct lr_kept_header {
 	char magic[8];
 	uint32_t version;
-	uint32_t reserved;
+	_Atomic uint32_t is_settled; /* all of the peer's memory is mapped and registered */
 	struct lr_kept_kind kind;
 	_Atomic uint64_t told;    /* number of the last message before the journal's */
 	_Atomic uint32_t current; /* the table that counts: 1 or 2; 0: none was written yet */
@@ -90,6 +100,15 @@ int lr_kept_open(struct lr_kept *kept, int fd, const struct lr_kept_kind *kind,
 void lr_kept_close(struct lr_kept *kept);
 /* Leave the lock to the thread that has a copy of the descriptor in a table of its own. */
 void lr_kept_leave_lock(struct lr_kept *kept);
+
+/* Make the file of a child: all that this one has, but with `table`, one of its own two. What could
+ * not be loaded may be tried again there. */
+int lr_kept_clone(const struct lr_kept *kept, struct lr_kept_table *table, int *ret_fd);
+/* The children in a file, in its table and in its journal, which nobody serves by. LR_ERR_STATE. As
+ * many as fit; returns how many there are. */
+int lr_kept_children(int fd, struct lr_kept_child *ret_children, uint32_t room);
+/* Put other descriptors in there for the one with this number: LR_ERR_NOT_FOUND. */
+int lr_kept_set_child(int fd, const struct lr_kept_child *child);
 
 static inline struct lr_kept_piece *lr_kept_pieces(struct lr_kept_table *table)
 {

@@ -402,18 +402,29 @@ struct lr_serve_options {
 	int32_t uffd;     /* a peer's userfaultfd; copied */
 	int32_t state;    /* by lr_serve_state; copied; -1: none is kept */
 	int32_t pid;      /* the peer's, as seen here; 0: not known */
-	int32_t event_fd; /* an eventfd that is written to when a load failed, a fill ended, or the
-			   * peer's memory is gone; -1: none; copied */
+	int32_t event_fd; /* an eventfd that is written to when a load failed, a fill ended, a child
+			   * was forked, or the peer's memory is gone; -1: none; copied */
 	uint32_t page_size;     /* of the peer's memory in these ranges: this machine's, or 2 MiB
 				 * (hugetlb); 0: this machine's */
 	uint32_t on_error;      /* enum lr_on_error: FENCE or HOLD */
 	uint32_t granularity;   /* enum lr_granularity */
 	uint32_t record;        /* nonzero: note which clusters are touched */
 	uint32_t trace_records; /* as in struct lr_session_options */
-	uint32_t reserved;
+	uint32_t flags;         /* LR_SERVE_* */
 	const struct lr_peer_range *ranges; /* not looked at where the state has some */
 	uint64_t range_count;
 };
+
+/* The peer is a process that is being restored as a whole, as by CRIU. All of its private memory is
+ * registered: what is in no range is zeros, and there may be no range at all. It is mapped and
+ * registered by and by: until lr_session_settle what is not there is not there yet, rather than
+ * given up; only what is touched is loaded until then, and fill and populate are LR_ERR_BUSY. When
+ * a fill is complete nothing is unregistered: close the userfaultfd, all copies of it. */
+#define LR_SERVE_ZERO_OUTSIDE 1
+/* Its userfaultfd tells of forks (UFFD_FEATURE_EVENT_FORK), and whoever serves takes care of the
+ * children: lr_session_next_child. Needs a state. This process must not close descriptors that it
+ * does not know. */
+#define LR_SERVE_CHILDREN 2
 
 /* What is known of a peer's pages, as a sealed memory file. Whoever keeps the descriptor can go on
  * serving where this process ends: nothing of it is lost, whenever that is. `page_size` as in
@@ -424,7 +435,8 @@ int lr_serve_state(const lr_image *image, uint32_t page_size, int32_t *ret_fd,
  * LR_ERR_ARGUMENT: not a userfaultfd that was initialised, or a range that overlaps with another
  * (in the peer or in its region), is not aligned, lies outside of the region or is not registered;
  * LR_ERR_STATE; LR_ERR_BUSY: another process serves by this state, still; LR_ERR_GONE: the peer
- * ended; LR_ERR_UNSUPPORTED: a userfaultfd that tells of forks, or answers by signals.
+ * ended; LR_ERR_UNSUPPORTED: a userfaultfd that tells of forks (without LR_SERVE_CHILDREN), or
+ * answers by signals.
  *
  * The session does all that others do, but for map, attach, suspend, resume and detach. A fill that
  * has brought everything unregisters the ranges: the peer needs nobody any more. lr_session_close
@@ -435,6 +447,41 @@ int lr_session_serve(const lr_image *image, const struct lr_serve_options *optio
 		     lr_session **ret_session, struct lr_problem *ret_problem);
 /* Have all who wait for a page ask again, and what could not be loaded tried again. */
 int lr_session_retry(lr_session *session);
+/* All of the peer's memory is mapped and registered now. The state remembers it, also for children.
+ */
+int lr_session_settle(lr_session *session);
+
+/* A child that a peer forked: a userfaultfd for its copy of the memory, and a state that has what
+ * was known of it at that moment. It is served by lr_session_serve, as any peer, with the same
+ * flags and no ranges; until then it waits wherever it misses a page. When all of the parent's
+ * memory had come it needs nobody, and is not told of. */
+struct lr_child {
+	int32_t uffd;    /* close-on-exec; -1: it is not to be had any more (lr_state_set_child) */
+	int32_t state;   /* close-on-exec; -1: not made yet (lr_state_children only) */
+	uint32_t number; /* of this child of this peer: never 0 */
+	uint32_t reserved;
+};
+
+/* How many children may be pending: not said to be kept. When there are as many, no message of the
+ * peer's is read: its threads wait, in fork() and for pages. */
+#define LR_CHILDREN_MAX 64
+
+/* The next child, in the order in which they were forked: 1, or 0 where there is none. event_fd is
+ * written to for each. The descriptors are the caller's, but are not to be closed before
+ * lr_session_child_is_kept: until then the state has their numbers, for a successor. If the last
+ * copy of the userfaultfd is closed before all was loaded, the child reads zeros. */
+int lr_session_next_child(lr_session *session, struct lr_child *ret_child);
+/* Somebody else has copies of a child's descriptors: the state may forget it. LR_ERR_NOT_FOUND
+ * where there is no child of this number that was taken. */
+int lr_session_child_is_kept(lr_session *session, uint32_t number);
+/* For a successor, before it serves by a state: the children that were pending when the predecessor
+ * died, and those of which it had just read. The descriptors are numbers in the predecessor's
+ * table. Returns how many there are (`room` of LR_CHILDREN_MAX is enough); LR_ERR_STATE. */
+int lr_state_children(int32_t state, struct lr_child *ret_children, uint32_t room);
+/* Put this process's own descriptors for one of those (-1 where it has none): lr_session_serve then
+ * makes the states that are missing, and lr_session_next_child tells of them all. LR_ERR_NOT_FOUND.
+ */
+int lr_state_set_child(int32_t state, const struct lr_child *child);
 
 /* ---- Attaching: memory of this process that a service restores ---- */
 

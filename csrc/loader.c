@@ -339,7 +339,8 @@ static int install_around(struct lr_loader *loader, const struct lr_hands *hands
 	/* A zero page does not bring its cluster's data: that is decoded when it is touched itself.
 	 */
 	if (code < 0 || (!touched->is_data && decoded.info->data_pages > 0)
-	    || loader->target->granularity == LR_GRANULARITY_PAGE)
+	    || loader->target->granularity == LR_GRANULARITY_PAGE
+	    || atomic_load_explicit(&loader->target->is_mapping, memory_order_relaxed))
 		return code;
 	for (uint64_t offset = 0; offset < bytes && code == LR_OK;) {
 		struct lr_run run = lr_layout_run(&decoded, offset, bytes);
@@ -369,8 +370,10 @@ static int bring(struct lr_loader *loader, struct lr_hands *hands, struct lr_ran
 		lr_record_note(loader->target->record, cluster);
 	if (is_found) {
 		touched = lr_layout_run(&decoded, offset - cluster_begin, bytes);
-		/* Zeros take no memory: they come by the run in any case. */
-		if (touched.is_data && loader->target->granularity == LR_GRANULARITY_PAGE) {
+		/* Zeros take no memory: they come by the run in any case, but where the pages
+		 * beside it may not be there yet. */
+		if ((touched.is_data && loader->target->granularity == LR_GRANULARITY_PAGE)
+		    || atomic_load_explicit(&loader->target->is_mapping, memory_order_relaxed)) {
 			touched.begin = offset - cluster_begin;
 			touched.end = touched.begin + loader->target->host_page;
 		}

@@ -9,19 +9,17 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "follow.h"
 #include "huge.h"
 #include "install.h"
 #include "jobs.h"
-#include "keep.h"
-#include "witness.h"
+#include "listen.h"
 
 /* How long to wait for memory, or for a message that is about to come. */
 #define RETRY_MS 1
 /* How long to sleep at most: whoever has a job cannot ring if the program closed the bell. */
 #define IDLE_MS 2000
-/* How often 50 microseconds (and the timer's slack) may be waited for a fork(). */
-#define PUT_OFF_MAX 200u
+/* What is given of memory that is no region's, where it is aligned to that. */
+#define ZEROS_BYTES (64u << 10)
 
 /* Count it, and put it into the trace. */
 static void note_answer(struct lr_pager *pager, const struct lr_waiting *fault,
@@ -46,18 +44,42 @@ static void note_answer(struct lr_pager *pager, const struct lr_waiting *fault,
 	lr_trace_put(&pager->trace, &record);
 }
 
+/* How much of what is nobody's there is from a page on: where that is what most of the memory is,
+ * it is given more at a time. */
+static uint64_t zeros_at(struct lr_target *target, uint64_t page)
+{
+	struct lr_piece next;
+	uint64_t end = (page | (ZEROS_BYTES - 1)) + 1;
+
+	if (!target->is_zero_outside || end < page)
+		return target->host_page;
+	if (lr_target_next(target, page, &next) && next.start < end)
+		end = next.start;
+	return end - page;
+}
+
+static void note_zeros(struct lr_loader *loader, const struct lr_waiting *fault, uint64_t pages)
+{
+	loader->faults++;
+	loader->pages_zeroed += pages;
+	loader->answers[fault->is_write][LR_ACTION_ZEROPAGE]++;
+	lr_histogram_add(&loader->service, lr_clock_ns() - fault->read_ns);
+}
+
 /* Registered memory that is no region's: its owner made a mapping longer, or left an old place
  * mapped when he moved it. That is zeros, as it would be for any memory. */
-static int serve_elsewhere(struct lr_pager *pager, uint64_t page)
+static int serve_elsewhere(struct lr_pager *pager, const struct lr_waiting *fault, uint64_t page)
 {
 	struct lr_target *target = pager->target;
 	struct lr_piece piece = {.start = page, .end = page + target->host_page};
-	struct lr_installed installed;
+	struct lr_installed installed = {0};
 	int code = LR_ERR_SYSTEM;
 
 	/* Unless there were more pieces than could be noted. */
 	if (!target->is_lost)
-		code = lr_install_zeros(target, page, target->host_page, &installed);
+		code = lr_install_zeros(target, page, zeros_at(target, page), &installed);
+	if (installed.pages > 0 && target->is_zero_outside)
+		note_zeros(&pager->loader, fault, installed.pages);
 	if (code == LR_ERR_SYSTEM)
 		code = lr_install_fence(target, &piece, page, target->host_page);
 	return code < 0 ? code : LR_OK;
@@ -115,7 +137,7 @@ static int serve(struct lr_pager *pager, struct lr_waiting *fault)
 
 	pthread_mutex_lock(&loader->busy);
 	if (!lr_target_find(pager->target, page, &piece)) {
-		code = serve_elsewhere(pager, page);
+		code = serve_elsewhere(pager, fault, page);
 	} else if (lr_range_state(piece.range) == LR_RANGE_ACTIVE
 		   && !serve_from_job(pager, fault, &piece, page)) {
 		code = lr_pager_serve_piece(pager, &loader->hands, fault, &piece, &outcome);
@@ -155,122 +177,6 @@ static int serve_waiting(struct lr_pager *pager)
 	return result;
 }
 
-static void keep(struct lr_pager *pager, const struct lr_uffd_message *fault, uint64_t read_ns)
-{
-	uint64_t page = fault->start & ~(uint64_t)(pager->target->host_page - 1);
-
-	if (pager->waiting_count == LR_WAITING_MAX) {
-		if (page < pager->dropped_low)
-			pager->dropped_low = page;
-		if (page + pager->target->host_page > pager->dropped_high)
-			pager->dropped_high = page + pager->target->host_page;
-		return;
-	}
-	pager->waiting[pager->waiting_count++] = (struct lr_waiting){
-		.address = fault->start,
-		.read_ns = read_ns,
-		.thread = fault->thread,
-		.is_write = fault->is_write,
-	};
-}
-
-static void apply(struct lr_target *target, const struct lr_uffd_message *message)
-{
-	if (!target->is_remote)
-		lr_witness_note(target, message);
-	lr_follow(target, message);
-	if (target->kept && message->kind != LR_UFFD_REMOVE)
-		lr_keep_told(target);
-	/* Whoever waited there for a page waits for good, unless he looks again. */
-	if (message->kind != LR_UFFD_REMOVE)
-		lr_uffd_wake(&target->uffd, message->start, message->end - message->start);
-}
-
-/* Odd: whoever gave memory up goes on from the read, and must not get ahead of what is noted of it
- * here. Least of all into the copy of the memory that a fork() is about to make: so nothing is read
- * while one is under way. But it may wait for a lock of the C library whose holder waits for a
- * page: then this goes on. */
-static void begin_reading(struct lr_pager *pager)
-{
-	struct timespec pause = {.tv_nsec = 50000};
-
-	for (;;) {
-		atomic_fetch_add(&pager->target->reading, 1);
-		if (!atomic_load(&pager->target->is_forking)) {
-			pager->put_off = 0;
-			return;
-		}
-		if (pager->put_off == PUT_OFF_MAX)
-			return;
-		pager->put_off++;
-		atomic_fetch_add(&pager->target->reading, 1);
-		nanosleep(&pause, NULL);
-	}
-}
-
-static bool is_left(const struct lr_uffd_message *messages, int count, uint64_t address)
-{
-	for (int i = 0; i < count; i++)
-		if ((messages[i].kind == LR_UFFD_UNMAP || messages[i].kind == LR_UFFD_REMAP)
-		    && address >= messages[i].start && address < messages[i].end)
-			return true;
-	return false;
-}
-
-/* Keep the faults that were read, but none where memory was unmapped or moved away: whoever waited
- * there was waked, and asks again if he is still there. Answered late, his fault would be one of
- * memory that is nobody's, and the address may be another userfaultfd's by now: the kernel asks
- * only for any. */
-static void keep_faults(struct lr_pager *pager, const struct lr_uffd_message *messages, int count)
-{
-	uint64_t read_ns = count > 0 ? lr_clock_ns() : 0;
-	uint32_t kept = 0;
-
-	for (uint32_t i = 0; i < pager->waiting_count; i++)
-		if (!is_left(messages, count, pager->waiting[i].address))
-			pager->waiting[kept++] = pager->waiting[i];
-	pager->waiting_count = kept;
-	for (int i = 0; i < count; i++)
-		if (messages[i].kind == LR_UFFD_FAULT
-		    && !is_left(messages, count, messages[i].start))
-			keep(pager, &messages[i], read_ns);
-}
-
-/* Read all messages there are: what they say of the memory is done at once, faults are kept.
- * Returns how many were read. */
-static int read_messages(struct lr_pager *pager)
-{
-	struct lr_target *target = pager->target;
-	struct lr_uffd_message messages[LR_UFFD_MESSAGES_MAX];
-	int count, total = 0;
-
-	do {
-		bool is_shared;
-
-		begin_reading(pager);
-		/* Where others install too, nothing is read between their look and the page.
-		 * Sequentially consistent, as is begin_reading: partner of lr_pager_share. */
-		is_shared = atomic_load(&target->is_shared);
-		if (is_shared)
-			pthread_mutex_lock(&pager->loader.busy);
-		count = target->kept ? lr_keep_read(target, messages, LR_UFFD_MESSAGES_MAX)
-				     : lr_uffd_read(&target->uffd, messages, LR_UFFD_MESSAGES_MAX);
-		for (int i = 0; i < count; i++)
-			if (messages[i].kind != LR_UFFD_FAULT)
-				apply(target, &messages[i]);
-		if (target->kept)
-			lr_keep_done(target);
-		if (is_shared)
-			pthread_mutex_unlock(&pager->loader.busy);
-		atomic_fetch_add(&target->reading, 1);
-		keep_faults(pager, messages, count);
-		total += count > 0 ? count : 0;
-		/* (A peer may have as many threads as it likes do nothing but this.) */
-	} while (count == LR_UFFD_MESSAGES_MAX
-		 && !atomic_load_explicit(&pager->is_stopping, memory_order_relaxed));
-	return total;
-}
-
 /* As much of the stack as serving a fault takes: at a memory limit it must be there. */
 void lr_pager_have_stack(void)
 {
@@ -291,7 +197,10 @@ static void keep_descriptors(struct lr_pager *pager)
 		target->event_fd, target->kept ? target->kept->fd : -1,
 	};
 
-	pager->has_own_descriptors = lr_thread_keep(own, sizeof(own) / sizeof(own[0]));
+	/* Children's userfaultfds come into the reader's table, and their numbers must mean the
+	 * same to others. */
+	if (!target->takes_children)
+		pager->has_own_descriptors = lr_thread_keep(own, sizeof(own) / sizeof(own[0]));
 }
 
 void lr_pager_undo_blocking(struct lr_pager *pager)
@@ -305,8 +214,26 @@ void lr_pager_undo_blocking(struct lr_pager *pager)
 
 bool lr_pager_serve(struct lr_pager *pager)
 {
-	read_messages(pager);
+	lr_listen(pager);
 	return serve_waiting(pager) != LR_OK;
+}
+
+/* False where nothing came. */
+static bool wait(struct lr_pager *pager, struct pollfd *waits, bool is_blocked)
+{
+	struct lr_target *target = pager->target;
+	int is_retried = pager->waiting_count || pager->jobs || is_blocked;
+
+	/* What cannot be read is not waited for either. */
+	waits[0].fd = is_blocked ? -1 : target->uffd.fd;
+	waits[0].revents = 0;
+	if (poll(waits, 2, is_retried ? RETRY_MS : IDLE_MS) > 0)
+		return true;
+	/* Nobody tells that such a process ended, or executes another program. */
+	if (!is_retried && target->is_zero_outside
+	    && lr_uffd_is_gone(&target->uffd, target->host_page))
+		lr_target_note_gone(target);
+	return false;
 }
 
 static void *run(void *argument)
@@ -323,14 +250,14 @@ static void *run(void *argument)
 	lr_pager_have_stack();
 	keep_descriptors(pager);
 	/* Where threads answer for themselves, no faults come here. */
-	if (!pager->target->is_shared)
+	if (!pager->target->is_shared && !pager->target->takes_children)
 		lr_near_start(pager);
 	lr_flag_raise(&pager->is_ready);
 	/* Looked at even while faults keep coming: a thread that touches a region which was
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
 	 * the eventfd brings it here. */
 	while (!atomic_load_explicit(&pager->is_stopping, memory_order_relaxed)) {
-		int read_count = read_messages(pager), code;
+		int read_count = lr_listen(pager), code;
 
 		lr_pager_take_jobs(pager);
 		code = serve_waiting(pager);
@@ -343,7 +270,7 @@ static void *run(void *argument)
 			code = lr_pager_do_job(pager);
 		if (read_count > 0 || (code != LR_LATER && pager->jobs))
 			continue;
-		if (poll(waits, 2, pager->waiting_count || pager->jobs ? RETRY_MS : IDLE_MS) <= 0)
+		if (!wait(pager, waits, read_count < 0))
 			continue;
 		if (waits[0].revents & ~POLLIN)
 			lr_pager_undo_blocking(pager);

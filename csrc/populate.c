@@ -116,6 +116,8 @@ int lr_session_populate(lr_session *session, uint32_t region, uint64_t offset, u
 
 	if (range && (offset > range->region.length || length > range->region.length - offset))
 		code = LR_ERR_ARGUMENT;
+	else if (range && atomic_load(&session->target.is_mapping))
+		code = LR_ERR_BUSY;
 	if (code == LR_OK && length > 0)
 		code = take_feed(session, &feed);
 	if (code < 0)

@@ -21,7 +21,8 @@
 #include "pieces.h"
 #include "session.h"
 
-#define HUGE_PAGE (2u << 20)
+#define HUGE_PAGE   (2u << 20)
+#define SERVE_FLAGS (LR_SERVE_ZERO_OUTSIDE | LR_SERVE_CHILDREN)
 
 static int fail(struct lr_problem *ret_problem, int code)
 {
@@ -92,6 +93,8 @@ static int add_ranges(struct lr_target *target, const struct lr_serve_options *o
 	struct lr_peer_range *sorted;
 	int code = LR_OK;
 
+	if (options->range_count == 0 && target->is_zero_outside)
+		return LR_OK;
 	if (!options->ranges || options->range_count == 0
 	    || options->range_count > target->pieces_max)
 		return LR_ERR_ARGUMENT;
@@ -113,6 +116,12 @@ static int check_ranges(struct lr_target *target, struct lr_problem *ret_problem
 {
 	struct lr_piece piece;
 
+	/* Some of it may not be mapped yet, or be something else that is to make room. */
+	if (target->is_zero_outside) {
+		if (lr_uffd_is_gone(&target->uffd, target->host_page))
+			return fail(ret_problem, LR_ERR_GONE);
+		return LR_OK;
+	}
 	for (uint64_t address = 0; lr_target_next(target, address, &piece); address = piece.end) {
 		bool has_zeropage = false;
 		int code = lr_uffd_check(&target->uffd, piece.start, piece.end - piece.start,
@@ -140,6 +149,8 @@ static int open_kept(struct lr_session *session, int fd, struct lr_problem *ret_
 		return code;
 	lr_pageset_borrow(&target->clusters, session->kept.states, session->kept.settled);
 	target->kept = &session->kept;
+	atomic_store(&target->is_mapping,
+		     target->is_zero_outside && !atomic_load(&session->kept.header->is_settled));
 	return LR_OK;
 }
 
@@ -181,11 +192,15 @@ static int set_up(struct lr_session *session, const struct lr_serve_options *opt
 		  struct lr_problem *ret_problem)
 {
 	struct lr_target *target = &session->target;
-	int code = lr_adopt(&target->uffd, options->uffd, ret_problem);
+	int code = lr_adopt(&target->uffd, options->uffd, options->flags & LR_SERVE_CHILDREN,
+			    ret_problem);
 
 	if (code < 0)
 		return code;
 	target->is_remote = true;
+	target->is_zero_outside = options->flags & LR_SERVE_ZERO_OUTSIDE;
+	target->takes_children = options->flags & LR_SERVE_CHILDREN;
+	atomic_store(&target->is_mapping, target->is_zero_outside);
 	target->on_error = options->on_error;
 	target->granularity = options->granularity;
 	target->peer = options->pid;
@@ -239,7 +254,8 @@ int lr_session_serve(const lr_image *image, const struct lr_serve_options *optio
 
 	if (!image || !options || !ret_session || options->on_error == LR_ON_ERROR_ABORT
 	    || options->on_error > LR_ON_ERROR_HOLD || options->granularity > LR_GRANULARITY_PAGE
-	    || options->pid < 0)
+	    || options->pid < 0 || options->flags & ~SERVE_FLAGS
+	    || (options->flags & LR_SERVE_CHILDREN && options->state < 0))
 		return fail(ret_problem, LR_ERR_ARGUMENT);
 	page = page_size_of(options->page_size);
 	if (page < 0)

@@ -312,9 +312,12 @@ int lr_session_detach(lr_session *session, uint32_t region)
 
 int lr_session_fill(lr_session *session, const struct lr_fill_options *options)
 {
-	return session->pid == getpid()
-		       ? lr_fill_start(&session->fill, &session->pager, options, lr_session_release)
-		       : LR_ERR_CLOSED;
+	/* Of a whole process the rest is registered as well, and more is mapped all the time. */
+	bool is_released = !session->target.is_zero_outside;
+
+	return session->pid == getpid() ? lr_fill_start(&session->fill, &session->pager, options,
+							is_released ? lr_session_release : NULL)
+					: LR_ERR_CLOSED;
 }
 
 int lr_session_wait_first(lr_session *session, int64_t timeout_ns)

@@ -66,6 +66,7 @@ int lr_target_open(struct lr_target *target, const struct lr_image *image, uint3
 	target->uffd.fd = target->uffd.device = target->event_fd = -1;
 	target->host_page = host_page ? host_page : (uint32_t)sysconf(_SC_PAGESIZE);
 	pthread_mutex_init(&target->lock, NULL);
+	pthread_mutex_init(&target->children_lock, NULL);
 	code = map_zeros(target);
 	target->is_huge = target->zeros || target->host_page > image->info.cluster_size;
 	target->ranges = calloc(count ? count : 1, sizeof(*target->ranges));
@@ -102,6 +103,7 @@ void lr_target_close(struct lr_target *target)
 	free(target->ranges);
 	free(target->errors);
 	pthread_mutex_destroy(&target->lock);
+	pthread_mutex_destroy(&target->children_lock);
 }
 
 bool lr_target_find(struct lr_target *target, uint64_t address, struct lr_piece *ret_piece)
@@ -136,14 +138,17 @@ bool lr_target_next(struct lr_target *target, uint64_t address, struct lr_piece 
 	return is_there;
 }
 
-/* A range that lies where it was attached, in one piece: its slot, found quickly; else -1. */
-static int64_t home_slot(const struct lr_pieces *table, const struct lr_range *range)
+/* The piece that has `offset`, where it lies as it did when the range was attached: its slot, found
+ * quickly; else -1. */
+static int64_t home_slot(const struct lr_pieces *table, const struct lr_range *range,
+			 uint64_t offset)
 {
-	uint32_t slot = lr_pieces_slot(table, range->start);
+	uint64_t address = range->start + offset;
+	uint32_t slot = lr_pieces_slot(table, address);
 
 	if (slot < table->count && table->items[slot].range == range
-	    && table->items[slot].start == range->start
-	    && table->items[slot].end == range->start + range->bytes)
+	    && table->items[slot].start <= address
+	    && table->items[slot].start - table->items[slot].offset == range->start)
 		return slot;
 	return -1;
 }
@@ -152,10 +157,10 @@ static int64_t home_slot(const struct lr_pieces *table, const struct lr_range *r
 static int64_t offset_slot(const struct lr_pieces *table, const struct lr_range *range,
 			   uint64_t offset)
 {
-	int64_t found = home_slot(table, range);
+	int64_t found = home_slot(table, range, offset);
 
 	if (found >= 0)
-		return offset < range->bytes ? found : -1;
+		return found;
 	for (uint32_t i = 0; i < table->count; i++) {
 		const struct lr_piece *piece = &table->items[i];
 

@@ -83,6 +83,10 @@ struct lr_target {
 	int event_fd; /* written to when a load fails, or the peer's memory is gone; or -1 */
 	_Atomic bool is_gone; /* there is no such address space any more */
 	struct lr_kept *kept; /* where what is known of a peer outlives this process; or NULL */
+	bool is_zero_outside; /* LR_SERVE_ZERO_OUTSIDE */
+	bool takes_children;  /* LR_SERVE_CHILDREN: children.h */
+	/* Its maker is still at it: what is not there is not there yet. */
+	_Atomic bool is_mapping;
 	struct lr_pageset clusters;
 	struct lr_record *record; /* of what is touched; NULL: none */
 	/* Odd while the pager reads messages and does what they say: lr_target_sync. */
@@ -93,6 +97,11 @@ struct lr_target {
 	struct lr_witness_record *witness;
 	_Atomic bool is_witnessed;
 	uint32_t forks; /* number of the last one; never 0 */
+
+	/* Of `children`, and of what the state has of them: held for moments. */
+	pthread_mutex_t children_lock;
+	struct lr_kept_child children[LR_KEPT_CHILDREN_MAX];
+	bool is_taken[LR_KEPT_CHILDREN_MAX]; /* handed out, and not said to be kept */
 
 	pthread_mutex_t
 		lock; /* of the fields below; held for moments, never while a page is loaded */

@@ -423,11 +423,21 @@ bool lr_uffd_parse(const void *from, uint64_t host_page, struct lr_uffd_message 
 		if (!is_range(message.to, message.to + raw.arg.remap.len, host_page))
 			return false;
 		break;
+	case UFFD_EVENT_FORK:
+		message.kind = LR_UFFD_FORK;
+		message.child = (int)raw.arg.fork.ufd;
+		break;
 	default:
 		return false;
 	}
 	*ret_message = message;
-	return message.kind == LR_UFFD_FAULT || is_range(message.start, message.end, host_page);
+	return message.kind == LR_UFFD_FAULT || message.kind == LR_UFFD_FORK
+	       || is_range(message.start, message.end, host_page);
+}
+
+void lr_uffd_set_child(void *raw, int child)
+{
+	((struct uffd_msg *)raw)->arg.fork.ufd = (uint32_t)child;
 }
 
 static ssize_t read_once(const struct lr_uffd *uffd, void *ret_raw, size_t bytes)

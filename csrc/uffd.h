@@ -79,7 +79,13 @@ bool lr_uffd_wake(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);
  * (`tells_quiet`). */
 bool lr_uffd_is_quiet(const struct lr_uffd *uffd, uint64_t page, uint64_t host_page);
 
-enum lr_uffd_kind { LR_UFFD_FAULT, LR_UFFD_REMOVE, LR_UFFD_REMAP, LR_UFFD_UNMAP };
+enum lr_uffd_kind {
+	LR_UFFD_FAULT,
+	LR_UFFD_REMOVE,
+	LR_UFFD_REMAP,
+	LR_UFFD_UNMAP,
+	LR_UFFD_FORK,
+};
 
 /* What happened to registered memory. Whoever gave memory up or moved it waits in his system call
  * until the message is read, and until then no page can be installed anywhere (-EAGAIN). */
@@ -90,6 +96,7 @@ struct lr_uffd_message {
 	uint64_t start;  /* FAULT: the address */
 	uint64_t end;    /* REMOVE, UNMAP, REMAP */
 	uint64_t to;     /* REMAP: where `start` is now */
+	int child;       /* FORK: the child's userfaultfd, in the table of the thread that read */
 };
 #define LR_UFFD_MESSAGES_MAX  32
 #define LR_UFFD_MESSAGE_BYTES 32
@@ -100,6 +107,8 @@ int lr_uffd_read(const struct lr_uffd *uffd, struct lr_uffd_message *ret_message
 /* The same, into memory of LR_UFFD_MESSAGE_BYTES for each, as the kernel writes them. Where one is
  * all zeros none was written. */
 int lr_uffd_read_raw(const struct lr_uffd *uffd, void *ret_raw, int room);
+/* In such memory, have a FORK's descriptor be another. */
+void lr_uffd_set_child(void *raw, int child);
 /* What the kernel wrote: false for a message that was not asked for, and for what no kernel writes:
  * ranges are whole pages, of some length, and their ends do not overflow. */
 bool lr_uffd_parse(const void *raw, uint64_t host_page, struct lr_uffd_message *ret_message);

@@ -93,6 +93,50 @@ def serve_state(image: Image, page_size: int = 0) -> int:
     return int(fd[0])
 
 
+class Child(NamedTuple):
+    """A child that a served process forked: descriptors, and its number among its parent's.
+
+    `uffd` is -1 where it is not to be had any more, `state` where it was not made yet.
+    """
+
+    uffd: int
+    state: int
+    number: int
+
+
+def state_children(state: int) -> list[Child]:
+    """The children in a state that nobody serves by: see `Core.next_child`.
+
+    Their descriptors are numbers in the table of who served last. For a successor, which puts its
+    own with `state_set_child` before it serves.
+
+    Raises:
+        RemoteError: it is damaged, or no state.
+    """
+    room = ffi.new("struct lr_child[]", lib.LR_CHILDREN_MAX)
+    count = check(
+        lib.lr_state_children(state, room, lib.LR_CHILDREN_MAX),
+        what="cannot read a peer's state",
+    )
+    found = room[0 : min(count, lib.LR_CHILDREN_MAX)]
+    return [Child(int(one.uffd), int(one.state), int(one.number)) for one in found]
+
+
+def state_set_child(state: int, child: Child) -> None:
+    """Put this process's own descriptors into a state, for the child of that number.
+
+    Raises:
+        RemoteError: it is damaged, or no state.
+        ValueError: there is no such child.
+    """
+    one = ffi.new("struct lr_child *")
+    one.uffd, one.state, one.number = child
+    code = lib.lr_state_set_child(state, one)
+    if code == lib.LR_ERR_NOT_FOUND:
+        raise ValueError(f"a peer's state has no child with number {child.number}")
+    check(code, what="cannot write a peer's state")
+
+
 class Core:
     """A `lr_session`: the pager, its userfaultfd, and what was measured. Ends when nobody holds it.
 
@@ -125,6 +169,8 @@ class Core:
         granularity: str = "cluster",
         record: bool = False,
         trace: int = 0,
+        zero_outside: bool = False,
+        children: bool = False,
     ) -> Self:
         """Serve the faults of another process, the peer, through its userfaultfd.
 
@@ -134,13 +180,16 @@ class Core:
             ranges: where the regions lie there, as `PeerRange`; not looked at where `state` knows.
             state: a descriptor by `serve_state`, or -1.
             pid: the peer's, 0 where it is not known.
-            event_fd: an eventfd that is written to when a load failed, a fill ended or the peer's
-                memory is gone; or -1.
+            event_fd: an eventfd that is written to when a load failed, a fill ended, a child was
+                forked or the peer's memory is gone; or -1.
             page_size: bytes; of the memory in these ranges; 0 for this machine's.
             on_error: "fence" or "hold": whoever touches what cannot be loaded waits, see `retry`.
             granularity: "cluster" or "page".
             record: note what is touched.
             trace: room for so many records.
+            zero_outside: a whole process is being restored: what is in no range is zeros, and
+                until `settle` what is not mapped is not mapped yet. No fill before that.
+            children: the userfaultfd tells of forks: see `next_child`. Needs a state.
 
         Raises:
             ValueError: it is not a userfaultfd, or the ranges cannot be.
@@ -161,6 +210,8 @@ class Core:
         options.granularity = _GRANULARITIES[granularity]
         options.record = record
         options.trace_records = serving._options().trace_records
+        options.flags = zero_outside * lib.LR_SERVE_ZERO_OUTSIDE
+        options.flags |= children * lib.LR_SERVE_CHILDREN
         options.ranges, options.range_count = kept, len(ranges)
         core = cls.__new__(cls)
         core.image = image
@@ -181,6 +232,27 @@ class Core:
     def retry(self) -> None:
         """Have what could not be loaded tried again, for whoever waits for it (on_error="hold")."""
         check(lib.lr_session_retry(self._handle), what="cannot try again")
+
+    def settle(self) -> None:
+        """All of the peer's memory is mapped by now (zero_outside=True)."""
+        check(lib.lr_session_settle(self._handle), what="cannot settle")
+
+    def next_child(self) -> Child | None:
+        """The next child that the peer forked, or None; `event_fd` is written to for each.
+
+        It waits wherever it misses a page until it is served: by its userfaultfd and its state,
+        with the same arguments and no ranges. Its descriptors are the caller's, but must stay open
+        until `child_is_kept`.
+        """
+        child = ffi.new("struct lr_child *")
+        if not check(lib.lr_session_next_child(self._handle, child), what="no children here"):
+            return None
+        return Child(int(child.uffd), int(child.state), int(child.number))
+
+    def child_is_kept(self, number: int) -> None:
+        """Another process has copies of this child's descriptors: the state may forget it."""
+        code = lib.lr_session_child_is_kept(self._handle, number)
+        check(code, what=f"no child {number}")
 
     def attach(self, number: int, address: int) -> None:
         """Restore a region lazily into an empty mapping."""

@@ -275,7 +275,7 @@ static void states_of_another_kind(void)
 	/* Each byte of what it says that it is. */
 	memory = copy_of_state(state, F_SEAL_SHRINK | F_SEAL_GROW, &other, &bytes);
 	for (size_t i = 0; i < offsetof(struct lr_kept_header, told); i++) {
-		if (i >= offsetof(struct lr_kept_header, reserved)
+		if (i >= offsetof(struct lr_kept_header, is_settled)
 		    && i < offsetof(struct lr_kept_header, kind))
 			continue;
 		memory[i] ^= 1;

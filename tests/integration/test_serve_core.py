@@ -100,3 +100,65 @@ core.close()
 peer.close()
 """,
     )
+
+
+def test_children_of_a_whole_process(tmp_path):
+    """They are served by what their parent's session tells of them, here and in a successor."""
+    run(
+        tmp_path,
+        """
+import threading, time
+from lazyrestore._core import Child, state_children, state_set_child
+from peer_support import EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP
+peer.close()
+try:
+    peer = Peer(PAGES, 2 | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP)
+except OSError as error:
+    sys.exit(f"no userfaultfd that tells of forks here: {error}")
+whole = [PeerRange(peer.address, PAGES * PAGE)]
+whole_process = {"zero_outside": True, "children": True}
+try:
+    Core.serve(image, uffd=peer.uffd, ranges=whole, **whole_process)
+except ValueError as found:
+    print(found)
+else:
+    raise AssertionError("children without a state")
+state, bell = serve_state(image), os.eventfd(0)
+core = Core.serve(
+    image, uffd=peer.uffd, state=state, event_fd=bell, ranges=whole, **whole_process
+)
+try:
+    core.fill()
+except lazyrestore.KernelError as found:
+    print(found)
+else:
+    raise AssertionError("a fill before all is mapped")
+core.settle()
+assert core.next_child() is None
+in_child = "(lambda p: os._exit(%s) if p == 0 else os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]))"
+peer.order((in_child % "memory[:1] != memory[63 * 4096 : 63 * 4096 + 1]") + "(os.fork())")
+os.eventfd_read(bell)
+child = core.next_child()
+assert child.number == 1 and core.next_child() is None
+core.close()
+assert state_children(state) == [child]
+state_set_child(state, Child(os.dup(child.uffd), child.state, 1))
+try:
+    state_set_child(state, Child(child.uffd, child.state, 2))
+except ValueError as found:
+    print(found)
+os.close(child.uffd)
+core = Core.serve(image, uffd=peer.uffd, state=state, ranges=[], **whole_process)
+child = core.next_child()
+served = Core.serve(image, uffd=child.uffd, state=child.state, ranges=[], **whole_process)
+core.child_is_kept(child.number)
+assert state_children(state) == []
+assert peer.result() == int(expected[0] != expected[63 * PAGE])
+served.close()
+core.fill()
+assert core.wait(None)
+assert peer.ask("memory[:]") == expected
+core.close()
+peer.close()
+""",
+    )
