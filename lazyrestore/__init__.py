@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         SessionStats,
     )
     from .session import Session
-    from .sources import CoreFile, CriuFolder, ProcessMemory, RawFile
+    from .sources import CoreFile, CriuFolder, ProcessMemory, ProcessTree, RawFile
     from .writer import ImageWriter
 
 __version__ = "0.1.0"
@@ -67,6 +67,7 @@ __all__ = [
     "PlacedRegion",
     "ProcessError",
     "ProcessMemory",
+    "ProcessTree",
     "RawFile",
     "Region",
     "RegionInfo",
@@ -103,6 +104,7 @@ _HOME = {
     "PlacedRegion": "region",
     "ProcessError": "errors",
     "ProcessMemory": "sources",
+    "ProcessTree": "sources",
     "RawFile": "sources",
     "Region": "region",
     "RegionInfo": "reports",

@@ -68,7 +68,12 @@ def dump(
     ) as writer:
         origin.write_to(writer)
         report = writer.close()
-    return dataclasses.replace(report, frozen_us=origin.frozen_us, skipped=tuple(origin.skipped))
+    return dataclasses.replace(
+        report,
+        frozen_us=origin.frozen_us,
+        skipped=tuple(origin.skipped),
+        processes=tuple(getattr(origin, "processes", ())),
+    )
 
 
 def _as_source(source: object) -> Source:

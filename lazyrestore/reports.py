@@ -42,6 +42,27 @@ class Skipped:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """A process that was dumped whole.
+
+    Attributes:
+        pid: in its tree's own pid namespace.
+        ppid: of its parent there; 0 for the root of the tree.
+        comm: its name.
+        threads: how many it has.
+        zombie: True if it had ended, and its parent had not yet waited for it.
+        bytes: in its own pages that are in the image.
+    """
+
+    pid: int
+    ppid: int
+    comm: str
+    threads: int
+    zombie: bool
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class DumpReport:
     """What a dump wrote.
 
@@ -59,6 +80,7 @@ class DumpReport:
         seconds: from the opening to the closing of the image.
         frozen_us: how long a process was stopped, in microseconds; None where none was.
         skipped: what could not be read.
+        processes: that were dumped whole, parents before their children.
     """
 
     path: str
@@ -74,6 +96,7 @@ class DumpReport:
     seconds: float
     frozen_us: int | None = None
     skipped: tuple[Skipped, ...] = ()
+    processes: tuple[ProcessInfo, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

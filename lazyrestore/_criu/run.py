@@ -57,7 +57,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         " lazyrestore restore ...",
     ),
     (
-        r"shell-job|[Ff]ound (?:dangling|slave) tty|session leader .* outside",
+        r"shell-job|[Ff]ound (?:dangling|slave) (?:tty|peer)|session leader .* outside",
         "it belongs to a terminal: add --criu-opt=--shell-job, to the dump and to the restore,"
         " or start it with setsid and its output in files",
     ),

@@ -73,6 +73,21 @@ JsonOption = Annotated[
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, and no report unless --json.")
 ]
+CriuBinOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        show_default=False,
+        help="The CRIU to use.  [default: CRIU= of the environment, else the one in PATH]",
+    ),
+]
+CriuOptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OPT",
+        help="Give CRIU an option, as --criu-opt=--tcp-established (may be given again).",
+    ),
+]
 
 
 def choose_region(image: Image, name: str | None) -> int:

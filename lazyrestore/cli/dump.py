@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from ._arguments import (
+    CriuBinOption,
+    CriuOptOption,
     JsonOption,
     QuietOption,
     ThreadsOption,
@@ -19,7 +21,7 @@ from ._errors import UsageError, stopping_means, usage_errors
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lazyrestore.reports import DumpReport
-    from lazyrestore.sources import CoreFile, ProcessMemory, RawFile
+    from lazyrestore.sources import ProcessTree, Source
 
 
 def dump(
@@ -28,6 +30,13 @@ def dump(
     ],
     pid: Annotated[
         int | None, typer.Option(metavar="PID", help="Dump the memory of a running process.")
+    ] = None,
+    process: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PID",
+            help="Dump a process and all its descendants, to be run again; they end. Needs CRIU.",
+        ),
     ] = None,
     file: Annotated[
         str | None,
@@ -40,6 +49,10 @@ def dump(
         str | None,
         typer.Option(metavar="ELF", help="Dump the memory in a core file, by its addresses."),
     ] = None,
+    criu: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Dump the processes in a folder of CRIU's images."),
+    ] = None,
     ranges: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,6 +61,11 @@ def dump(
             help="With --pid: dump these addresses only (hexadecimal; may be given again).",
         ),
     ] = None,
+    leave_running: Annotated[
+        bool, typer.Option("--leave-running", help="With --process: they do not end, but run on.")
+    ] = False,
+    criu_opt: CriuOptOption = None,
+    criu_bin: CriuBinOption = None,
     level: Annotated[
         int, typer.Option(metavar="N", help="Compression level of zstd, -7 to 22.")
     ] = 3,
@@ -70,13 +88,27 @@ def dump(
 ) -> None:
     """Write memory into an image.
 
-    A process is stopped while it is read, and always runs on: also if the dump fails or is killed.
-    One in which a lazy restore is not yet complete is refused: what is missing could not be read.
+    With --pid, only the memory of a process: it is stopped while that is read, and always runs on.
+    With --process, everything that makes it run, by CRIU: it and its descendants end, as with
+    CRIU, but not before the image is complete and in its place; if anything fails, they run on. So
+    they do with --leave-running.
+    A process in which a lazy restore is not yet complete is refused: what is missing could not be
+    read.
     What a core file leaves out, or was cut off, is not in the image either: the report says what.
     The image takes its place when it is complete; until then, what was there stays. What a killed
     dump left beside it is removed by the next.
     """
-    source = _source(pid, file, core, ranges)
+    if (pid, process, file, core, criu).count(None) != 4:
+        raise UsageError(
+            "say what to dump: one of --pid PID, --process PID, --file PATH, --core ELF and"
+            " --criu DIR"
+        )
+    if process is None and (leave_running or criu_opt or criu_bin is not None):
+        raise UsageError("--leave-running, --criu-opt and --criu-bin are for --process")
+    if process is not None:
+        source: Source = _process_tree(process, leave_running, criu_bin, criu_opt)
+    else:
+        source = _source(pid, file, core, criu, ranges)
     if image == "-":
         raise UsageError("an image is not written to standard output: give a file's name")
 
@@ -104,13 +136,24 @@ def dump(
         _print(report, verbose)
 
 
+def _process_tree(
+    pid: int, leave_running: bool, criu: str | None, options: list[str] | None
+) -> ProcessTree:
+    from lazyrestore.sources import ProcessTree
+
+    with usage_errors():
+        return ProcessTree(pid, leave_running, criu, options or ())
+
+
 def _source(
-    pid: int | None, file: str | None, core: str | None, ranges: list[str] | None
-) -> ProcessMemory | RawFile | CoreFile:
-    if (pid, file, core).count(None) != 2:
-        raise UsageError("say what to dump: one of --pid PID, --file PATH and --core ELF")
+    pid: int | None,
+    file: str | None,
+    core: str | None,
+    criu: str | None,
+    ranges: list[str] | None,
+) -> Source:
     if ranges and pid is None:
-        raise UsageError("--range is for --pid: a file is dumped as a whole")
+        raise UsageError("--range is for --pid: all else is dumped as a whole")
     from lazyrestore import sources
 
     if file is not None:
@@ -121,6 +164,8 @@ def _source(
                 "a core file is read at many places, so not from standard input: give its name"
             )
         return sources.CoreFile(core)
+    if criu is not None:
+        return sources.CriuFolder(criu)
     pieces = [parse_range(text) for text in ranges] if ranges else None
     assert pid is not None
     with usage_errors():
@@ -133,12 +178,16 @@ def _print(report: DumpReport, verbose: bool) -> None:
     rate = report.logical_bytes / report.seconds if report.seconds else 0.0
     took = f"{duration(report.seconds * 1e6)}, {size(rate)}/s"
     if report.frozen_us is not None:
-        took += f"; the process stood still for {duration(report.frozen_us)}"
+        what = "processes" if len(report.processes) > 1 else "process"
+        took += f"; the {what} stood still for {duration(report.frozen_us)}"
     data = size(report.data_bytes)
     if report.duplicate_bytes:
         data += f", of which {size(report.duplicate_bytes)} are repeats, stored once"
+    fields = []
+    if report.processes:
+        fields.append(("processes", _processes(report)))
     regions = f"{size(report.logical_bytes)} in {count(len(report.regions), 'region')}"
-    fields = [
+    fields += [
         ("memory", regions),
         ("data", data),
         ("zero pages", size(report.zero_bytes)),
@@ -156,6 +205,16 @@ def _print(report: DumpReport, verbose: bool) -> None:
 
         print()
         print_regions(report.regions, None)
+
+
+def _processes(report: DumpReport) -> str:
+    """How many, and the first of them by name."""
+    from ._show import count
+
+    shown = ", ".join(f"{one.comm} {one.pid}" for one in report.processes[:4])
+    more = f" and {len(report.processes) - 4} more" if len(report.processes) > 4 else ""
+    threads = count(sum(one.threads for one in report.processes), "thread")
+    return f"{len(report.processes)}: {shown}{more}; {threads}"
 
 
 def _print_skipped(report: DumpReport, verbose: bool) -> None:

@@ -9,17 +9,19 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .base import Sink, Source
+    from .checkpoint import ProcessTree
     from .corefile import CoreFile
     from .criu import CriuFolder
     from .process import ProcessMemory
     from .rawfile import RawFile
 
-__all__ = ["CoreFile", "CriuFolder", "ProcessMemory", "RawFile", "Sink", "Source"]
+__all__ = ["CoreFile", "CriuFolder", "ProcessMemory", "ProcessTree", "RawFile", "Sink", "Source"]
 
 _HOME = {
     "CoreFile": "corefile",
     "CriuFolder": "criu",
     "ProcessMemory": "process",
+    "ProcessTree": "checkpoint",
     "RawFile": "rawfile",
     "Sink": "base",
     "Source": "base",

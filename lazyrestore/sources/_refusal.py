@@ -12,22 +12,22 @@ _YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 def explain(pid: int, code: int, os_error: int, timeout: float) -> str | None:
     """What to tell about the code (LR_ERR_*) that freezing `pid` gave; None: nothing better."""
     if code == lib.LR_ERR_NOT_FOUND:
-        return _not_found(pid)
+        return not_found(pid)
     if code == lib.LR_ERR_ARGUMENT:
         if pid == os.getpid():
             return f"process {pid} is this one and cannot freeze itself: dump a buffer instead"
-        name = _name(pid)
+        name = process_name(pid)
         return f"process {pid}{name} is a kernel thread: it has no memory of its own to dump"
     if code == lib.LR_ERR_GONE:
         return _gone(pid)
     if code == lib.LR_ERR_TIMEOUT:
         return _timeout(pid, timeout)
     if code == lib.LR_ERR_PERMISSION:
-        return f"not allowed to read process {pid}{_name(pid)}: {_refused(pid, os_error)}"
+        return f"not allowed to read process {pid}{process_name(pid)}: {_refused(pid, os_error)}"
     return None
 
 
-def _status(path: str) -> dict[str, str]:
+def read_status(path: str) -> dict[str, str]:
     """The fields of a /proc/.../status file; none where it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="backslashreplace") as file:
@@ -37,23 +37,25 @@ def _status(path: str) -> dict[str, str]:
         return {}
 
 
-def _name(pid: int) -> str:
-    name = _status(f"/proc/{pid}/status").get("Name")
+def process_name(pid: int) -> str:
+    """Its name, as " (cat)"; nothing where it has ended."""
+    name = read_status(f"/proc/{pid}/status").get("Name")
     return f" ({name})" if name else ""
 
 
-def _not_found(pid: int) -> str:
-    process = _status(f"/proc/{pid}/status").get("Tgid", str(pid))
+def not_found(pid: int) -> str:
+    """What to say where there is no process of a number."""
+    process = read_status(f"/proc/{pid}/status").get("Tgid", str(pid))
     if process != str(pid):
         return f"{pid} is a thread of process {process}: give that number"
     return f"there is no process {pid}: `ps -e` lists those that run"
 
 
 def _gone(pid: int) -> str:
-    if _status(f"/proc/{pid}/status").get("State", "").startswith("Z"):
+    if read_status(f"/proc/{pid}/status").get("State", "").startswith("Z"):
         return (
-            f"process {pid}{_name(pid)} has ended, or its main thread has: its memory can no longer"
-            " be read; start it again"
+            f"process {pid}{process_name(pid)} has ended, or its main thread has: its memory can no"
+            " longer be read; start it again"
         )
     return f"process {pid} ended before it could be read: start it again"
 
@@ -63,11 +65,11 @@ def _tasks(pid: int) -> list[dict[str, str]]:
         tids = os.listdir(f"/proc/{pid}/task")
     except OSError:
         return []
-    return [_status(f"/proc/{pid}/task/{tid}/status") for tid in tids]
+    return [read_status(f"/proc/{pid}/task/{tid}/status") for tid in tids]
 
 
 def _timeout(pid: int, timeout: float) -> str:
-    message = f"process {pid}{_name(pid)} could not be stopped within {timeout:g} s"
+    message = f"process {pid}{process_name(pid)} could not be stopped within {timeout:g} s"
     for task in _tasks(pid):
         if task.get("State", "").startswith("D"):
             return (
@@ -79,13 +81,13 @@ def _timeout(pid: int, timeout: float) -> str:
 
 
 def _refused(pid: int, os_error: int) -> str:
-    status = _status(f"/proc/{pid}/status")
+    status = read_status(f"/proc/{pid}/status")
     if not status:
         return f"{os.strerror(os_error)}: /proc hides it; be its owner or root"
     for task in [status, *_tasks(pid)]:
         tracer = task.get("TracerPid", "0")
         if tracer != "0":
-            name = _name(int(tracer))
+            name = process_name(int(tracer))
             return (
                 f"process {tracer}{name} traces it already, and there can be one only: end that"
                 " one (a debugger, strace, another dump), and try again"

@@ -75,6 +75,13 @@ class Sink(Protocol):
     def hole(self, nbytes: int) -> None:
         """Append what was never mapped or never touched: reads as zeros, costs next to nothing."""
 
+    def close(self) -> object:
+        """Have the image be complete, durable and in its place.
+
+        For a source that must not let go of what it has read before that; otherwise it is done
+        when `write_to` has returned.
+        """
+
 
 @runtime_checkable
 class Source(Protocol):
