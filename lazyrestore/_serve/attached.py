@@ -29,9 +29,9 @@ from .attaching import (
     parse_request,
     request_bytes,
 )
-from .connection import choose_uffd
 from .handshake import Range, Refusal
 from .peer import Peer
+from .sockets import choose_uffd
 
 if TYPE_CHECKING:
     from lazyrestore._native import CData

@@ -10,14 +10,9 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import fcntl
 import json
-import os
 import select
 import socket
-import struct
-import termios
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
@@ -25,19 +20,14 @@ from typing import TypeVar
 from .attaching import MAGIC as ATTACH_MAGIC
 from .attaching import REQUEST_MAGIC, build_refusal
 from .handshake import MessageScanner, Refusal
+from .sockets import PIECE_BYTES, close_foreign, close_socket, credentials, receive_all
 
 HANDSHAKE_S = 10.0
 FDS_MAX = 3
-_PIECE_BYTES = 1 << 16
 _PEEKED_BYTES_MAX = 1 << 15
 _PEEKED_S = 2.0
-_FD_BYTES = array.array("i").itemsize
-# All that can come with a message: see `close_foreign`.
-_ROOM = socket.CMSG_SPACE(253 * _FD_BYTES)
 _SO_PEEK_OFF = 42
-_CREDENTIALS = struct.Struct("3i")
 _REFUSAL_BYTES_MAX = 1000
-_UFFD = "anon_inode:[userfaultfd]"
 
 _T = TypeVar("_T")
 
@@ -139,6 +129,16 @@ class Connection:
             except BlockingIOError:
                 await self._wait_for_more()
 
+    async def look(self, see: Callable[[], _T | None]) -> _T:
+        """What `see` returns when it is something; it is asked again whenever more has come, for
+        as long as that takes.
+        """
+        while True:
+            self._came.clear()
+            if (found := see()) is not None:
+                return found
+            await self._came.wait()
+
     async def _wait_for_more(self) -> None:
         async with self._in_time():
             if self._peeked:
@@ -215,7 +215,7 @@ class Connection:
             if start and not (start != ATTACH_MAGIC and ATTACH_MAGIC.startswith(start)):
                 self._first = start
                 return start
-            if len(self.data) > _PIECE_BYTES:
+            if len(self.data) > PIECE_BYTES:
                 raise Refusal("garbage", "its handshake begins with nothing but white space")
             if not await self.receive():
                 return start
@@ -291,90 +291,6 @@ def refusal_bytes(first: bytes, refusal: Refusal) -> bytes:
         return build_refusal(refusal.code, text)
     fields = {"error": {"code": refusal.code, "message": text[:_REFUSAL_BYTES_MAX]}}
     return json.dumps(fields).encode() + b"\n"
-
-
-def credentials(sock: socket.socket) -> tuple[int, int, int]:
-    """Process, user and group of the other side, as they were when it connected."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, gid = _CREDENTIALS.unpack(raw)
-    return pid, uid, gid
-
-
-def choose_uffd(fds: Sequence[int]) -> int:
-    """Which of several descriptors is the userfaultfd: its index.
-
-    Raises:
-        Refusal: none is, or more than one.
-    """
-    kinds = [kind_of(fd) for fd in fds]
-    if not kinds:
-        raise Refusal("no-fd", "no userfaultfd came with its handshake")
-    if kinds.count(_UFFD) > 1:
-        raise Refusal("descriptors", "it sent more than one userfaultfd")
-    if _UFFD not in kinds:
-        raise Refusal("no-fd", f"it sent no userfaultfd, but {', '.join(kinds)[:120]}")
-    return kinds.index(_UFFD)
-
-
-def kind_of(fd: int) -> str:
-    """What a descriptor is, as the kernel names it."""
-    return os.readlink(f"/proc/self/fd/{fd}")
-
-
-def receive_all(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int], int]:
-    """Bytes, with all descriptors that came with them, and the flags of the message.
-
-    Raises:
-        OSError: nothing has come, or the connection broke.
-    """
-    data, messages, got, _ = sock.recvmsg(_PIECE_BYTES, _ROOM, flags | socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, content in messages:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(content[: len(content) // _FD_BYTES * _FD_BYTES])
-    return data, list(fds), got
-
-
-def close_socket(sock: socket.socket) -> None:
-    """End a connection of which the keeper may have a copy."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-    try:
-        is_empty = fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4) == b"\0" * 4
-    except OSError:
-        is_empty = True
-    if is_empty:
-        sock.close()
-    else:
-        _in_background(_empty_and_close, sock)
-
-
-def _empty_and_close(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while sock.recv(_PIECE_BYTES):  # what is left there would make the end a reset
-            continue
-    sock.close()
-
-
-def close_foreign(fds: Sequence[int]) -> None:
-    """Close descriptors that a peer sent: that takes as long as the peer likes (a socket that
-    lingers, a file system of its own), and so nobody waits for it.
-    """
-    if fds:
-        _in_background(_close_all, fds)
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):  # it is closed all the same
-            os.close(fd)
-
-
-def _in_background(call: Callable[[_T], None], what: _T) -> None:
-    try:
-        threading.Thread(target=call, args=(what,), daemon=True).start()
-    except RuntimeError:  # no more threads may be
-        call(what)
 
 
 async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:

@@ -196,12 +196,18 @@ def peers(count: object) -> str:
     return f"{count} peer" if count == 1 else f"{count} peers"
 
 
+def _tasks(count: object) -> str:
+    return f"{count} task" if count == 1 else f"{count} tasks"
+
+
 # "serving" follows "admitted" at once, and who merely connects is of no interest.
 _SILENT = frozenset({"connected", "admitted"})
 _WORDS: dict[str, Callable[[_Words], str]] = {
     "listening": lambda w: f"listening at {w['socket']}",
     "refused": lambda w: f"refused: {w['reason']}",
     "serving": lambda w: f"serving {w.size('bytes')} from {w['image']}",
+    "restored": lambda w: f"restored by CRIU, process {w['criu']}: {_tasks(w['tasks'])}",
+    "identified": lambda w: f"it is a child of peer {w['parent']}",
     "complete": lambda w: "complete: all has been loaded",
     "gone": lambda w: f"gone: {w['reason']}; {w['faults']} faults in {w['seconds']} s",
     "error": _error,

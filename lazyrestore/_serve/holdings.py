@@ -19,11 +19,14 @@ PEER_FDS = ("socket", "userfaultfd", "pidfd", "state")
 
 @dataclass
 class HeldListener:
-    """A socket that listens: its path, and device and inode of that where it is to be removed."""
+    """A socket that listens: its path, device and inode of that where it is to be removed, and what
+    it is for; see `listen.Listener`.
+    """
 
     fd: int
     path: str
     identity: tuple[int, int] | None
+    kind: str = ""
 
 
 @dataclass
@@ -131,7 +134,7 @@ class Holdings:
             made = (int(device), int(inode))
         message.take_fds()
         old = self.listeners.pop(key, None)
-        self.listeners[key] = HeldListener(fd, path, made)
+        self.listeners[key] = HeldListener(fd, path, made, str(fields.get("kind", "")))
         if old is not None:
             close_all([old.fd])
 
@@ -206,7 +209,7 @@ def _text(fields: Record, name: str) -> str:
 def listener_message(key: str, held: HeldListener) -> Message:
     """Says that a socket listens."""
     identity = None if held.identity is None else list(held.identity)
-    fields: Record = {"key": key, "path": held.path, "identity": identity}
+    fields: Record = {"key": key, "path": held.path, "identity": identity, "kind": held.kind}
     return Message("listener", fields, [held.fd])
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from lazyrestore.errors import LazyRestoreError
 
-from .connection import credentials
+from .sockets import credentials
 
 PATH_BYTES_MAX = 107
 """A socket's path can have 108 bytes, of which the last is a null."""
@@ -48,11 +48,13 @@ class Listener:
         sock: it listens and does not block.
         path: where it is; "" for one without a name.
         identity: device and inode of `path`, if this service has made it and shall remove it.
+        kind: "criu": whoever connects is `criu restore --lazy-pages`; "": the first bytes tell.
     """
 
     sock: socket.socket
     path: str
     identity: tuple[int, int] | None = None
+    kind: str = ""
 
     @property
     def name(self) -> str:

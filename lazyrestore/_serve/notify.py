@@ -79,12 +79,14 @@ class StatusFd:
 
     Args:
         number: --status-fd.
+        word: what it gets in the place of that line.
 
     Raises:
         ValueError: no such descriptor is open for writing.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, word: bytes = b"ready\n") -> None:
+        self._word = word
         if number < 0:
             raise ValueError(f"--status-fd {number}: a descriptor is a number from 0 on")
         try:
@@ -105,7 +107,7 @@ class StatusFd:
         deadline = time.monotonic() + 1.0
         while time.monotonic() < deadline:
             try:
-                os.write(number, b"ready\n")
+                os.write(number, self._word)
             except BlockingIOError:  # a full pipe that nobody reads
                 time.sleep(0.01)
                 continue

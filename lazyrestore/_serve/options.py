@@ -30,6 +30,7 @@ class ServeOptions:
         metrics: address to serve metrics on; None: nowhere.
         log_json: events are JSON lines.
         socket_mode: permissions of the sockets.
+        ends_with_peers: the service ends when a restore by CRIU is over, and nobody of it is left.
     """
 
     image: str | None = None
@@ -48,6 +49,7 @@ class ServeOptions:
     metrics: str | None = None
     log_json: bool = False
     socket_mode: int = 0o600
+    ends_with_peers: bool = False
 
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:

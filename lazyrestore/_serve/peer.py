@@ -11,14 +11,16 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lazyrestore._core import Core, serve_state
 
-from .connection import close_socket
 from .handshake import Range, Refusal
+from .kin import find_process
+from .sockets import close_socket
 
 if TYPE_CHECKING:
     from lazyrestore._native import CData
@@ -29,9 +31,15 @@ if TYPE_CHECKING:
     from .images import Plan
 
 SO_PEERPIDFD = 77  # Linux 6.5
+END_S = 10.0
+"""How long a process that was killed may take to end."""
+_LOOK_S = 0.001
+_POPULATE_S = 1.0
 _UFFDIO_ZEROPAGE = 0xC020AA04
 _ZEROPAGE = struct.Struct("QQQq")
 _NOWHERE = 0x7FFF_FFFF_0000  # an address of a process's that is not mapped, as good as always
+
+_OF_RESTORES = ("restore", "task", "parent", "child")
 
 Record = dict[str, object]
 
@@ -84,7 +92,7 @@ class Peer:
         id: its number.
         pid, uid: its process and user; pid 0: not visible from here.
         path: of the socket that it came to.
-        protocol: "firecracker", "nydus" or "attach".
+        protocol: "firecracker", "nydus", "attach" or "criu".
         image: what it is served from; kept open.
         ranges: where what of the image lies in its memory.
         page_size: of its memory there, in bytes.
@@ -95,6 +103,12 @@ class Peer:
         working_set: what was loaded first, or None.
         is_filled: everything is loaded ahead of touches, whoever serves it.
         is_complete: whether everything has been loaded.
+        restore: of CRIU's tasks, the number of the connection that they came by; else 0.
+        task: its process number in the image; 0: it was forked since, or is no task of CRIU's.
+        is_settled: its memory is mapped and registered; of CRIU's tasks it is not at first.
+        parent, child: of a peer that was forked by another: its number, and under which that one's
+            session knew it; else 0.
+        served_us: since when it is served here, of time.monotonic().
     """
 
     id: int
@@ -113,6 +127,12 @@ class Peer:
     is_filled: bool = False
     is_complete: bool = False
     known_errors: int = 0
+    restore: int = 0
+    task: int = 0
+    is_settled: bool = True
+    parent: int = 0
+    child: int = 0
+    served_us: int = 0
     _users: int = 0
     _is_filling: bool = False
     _is_ending: bool = False
@@ -137,7 +157,27 @@ class Peer:
             "page_size": self.page_size,
             "since": self.since,
             "is_filled": self.is_filled,
+            "restore": self.restore,
+            "task": self.task,
+            "is_settled": self.is_settled,
+            "parent": self.parent,
+            "child": self.child,
         }
+
+    def describe(self) -> dict[str, object]:
+        """What every event about it says of it."""
+        found: dict[str, object] = {
+            "peer": self.id,
+            "pid": self.pid,
+            "uid": self.uid,
+            "protocol": self.protocol,
+            "socket": self.path,
+            "image": self.image.path,
+            "bytes": self.total_bytes,
+        }
+        if self.restore:
+            found |= {"restore": self.restore, "task": self.task, "parent": self.parent}
+        return found
 
     @classmethod
     def from_record(
@@ -162,6 +202,7 @@ class Peer:
         found = get("ranges", list)
         assert isinstance(found, list)
         since = record.get("since")
+        numbers = {key: int(str(record.get(key, 0))) for key in _OF_RESTORES}
         return cls(
             id=number("id"),
             pid=number("pid"),
@@ -173,6 +214,11 @@ class Peer:
             page_size=number("page_size"),
             since=float(since) if isinstance(since, (int, float)) else 0.0,
             is_filled=bool(record.get("is_filled")),
+            is_settled=bool(record.get("is_settled", True)),
+            restore=numbers["restore"],
+            task=numbers["task"],
+            parent=numbers["parent"],
+            child=numbers["child"],
             fds=fds,
         )
 
@@ -199,6 +245,7 @@ class Peer:
             ValueError: its ranges, its userfaultfd or its state are not what can be served.
             LazyRestoreError: the kernel refuses.
         """
+        self.served_us = time.monotonic_ns() // 1000
         core = Core.serve(
             self.image,
             uffd=self.fds.uffd,
@@ -210,12 +257,31 @@ class Peer:
             on_error=on_error,
             granularity=plan.granularity,
             record=plan.record is not None,
+            zero_outside=bool(self.restore),
+            children=bool(self.restore),
         )
-        if first is not None or plan.prefetch == "all":
-            core.fill(first)
-            self._is_filling = True
         self.working_set = first
+        self.is_filled = self.is_filled or plan.prefetch == "all"
         self.core = core
+        if not self.is_settled:
+            return
+        if self.restore:
+            core.settle()
+        self._fill_first(core)
+
+    def _fill_first(self, core: Core) -> None:
+        if self.working_set is not None or self.is_filled:
+            self._is_filling = True
+            core.fill(self.working_set)
+
+    def settle(self) -> None:
+        """All its memory is mapped from now on: what is missing there is to be filled."""
+        self.is_settled = True
+        with self.using_core() as core:
+            if core is not None:
+                core.settle()
+                if not self._is_filling:
+                    self._fill_first(core)
 
     @contextlib.contextmanager
     def using_core(self) -> Iterator[Core | None]:
@@ -232,8 +298,9 @@ class Peer:
 
     def fill(self) -> None:
         """Load everything that is missing, in the background, unless that goes on already."""
+        self.is_filled = True
         with self.using_core() as core:
-            if core is not None and not self._is_filling:
+            if core is not None and self.is_settled and not self._is_filling:
                 self._is_filling = True
                 core.fill()
 
@@ -269,9 +336,51 @@ class Peer:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.fds.pidfd, signal.SIGKILL)
 
+    def end_process(self, timeout_s: float = END_S) -> bool:
+        """Kill the process, and wait until its memory is gone; False: it is not."""
+        self.identify()
+        deadline = time.monotonic() + timeout_s
+        with contextlib.suppress(OSError):
+            self.kill()
+        while not is_memory_gone(self.fds.uffd):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_LOOK_S)
+        return True
+
+    def identify(self) -> bool:
+        """Find out which process it is, where nothing told; whether that is something new."""
+        if self.fds.pidfd is None and self.restore and (found := find_process(self)) is not None:
+            self.pid, self.fds.pidfd = found
+            return True
+        return False
+
+    def populate(self, region: int, offset: int, length: int) -> None:
+        """Load a part of a region now.
+
+        Raises:
+            LazyRestoreError, TimeoutError: it cannot be loaded, or not soon.
+        """
+        with self.using_core() as core:
+            if core is not None:
+                core.populate(region, offset, length, _POPULATE_S)
+
+    def next_child(self) -> tuple[int, int, int] | None:
+        """A child that it has forked: userfaultfd and state, the caller's from now on, and the
+        number under which the session knows it. None: there is none.
+        """
+        with self.using_core() as core:
+            return None if core is None else core.next_child()
+
+    def child_is_kept(self, number: int) -> None:
+        """Somebody else has the descriptors of a child too: its session may forget it."""
+        with self.using_core() as core:
+            if core is not None:
+                core.child_is_kept(number)
+
     def is_over(self) -> bool:
         """Whether its process has ended, or its memory is gone."""
-        if self.fds.pidfd is not None:
+        if self.fds.pidfd is not None and not self.restore:
             poll = select.poll()
             poll.register(self.fds.pidfd, select.POLLIN)
             return bool(poll.poll(0))
@@ -288,8 +397,15 @@ class Peer:
             core.close()
 
     def close(self) -> None:
-        """Stop serving and close all descriptors; blocks as `end_serving` does."""
+        """Stop serving and close all descriptors; blocks as `end_serving` does.
+
+        CRIU's tasks have no other copy of their userfaultfd, so one that is not complete is ended.
+        """
+        if self.restore and not self.is_complete and self.fds.uffd >= 0 and not self.is_over():
+            self.identify()  # while it is served
         self.end_serving()
+        if self.restore and not self.is_complete and self.fds.uffd >= 0 and not self.end_process():
+            self.fds.uffd = -1  # left open: it waits, as long as this process lives
         self.fds.close()
         if self.event_fd >= 0:
             os.close(self.event_fd)
@@ -317,10 +433,10 @@ def open_pidfd(sock: socket.socket, pid: int, accepted_s: float) -> int | None:
             raise Refusal("gone", "its process has ended") from None
         if error.errno != errno.ENOPROTOOPT:
             raise
-    return _open_pidfd_by_number(pid, accepted_s)
+    return open_pidfd_by_number(pid, accepted_s)
 
 
-def _open_pidfd_by_number(pid: int, accepted_s: float) -> int | None:
+def open_pidfd_by_number(pid: int, accepted_s: float) -> int | None:
     """Before Linux 6.5: of a number, which another process can have got in the meantime."""
     if pid <= 0:
         return None

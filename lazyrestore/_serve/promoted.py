@@ -17,7 +17,7 @@ from .keeping import Keeping
 from .listen import Listener
 from .notify import Notifier
 from .options import ServeOptions
-from .running import Running, kill
+from .running import Running, first_free, kill
 
 if TYPE_CHECKING:
     from .reign import Reign
@@ -108,17 +108,18 @@ async def _run(
     running.service.admits = admits
     holdings = keeping.holdings
     peers = dict(holdings.peers)
-    running.service.numbers = itertools.count(1 + max((int(key) for key in peers), default=0))
+    running.service.numbers = itertools.count(first_free(peers))
     events.emit(
         "taken_over",
         **{"from": pager_pid, "pid": os.getpid(), "peers": len(peers), "left": not admits},
     )
     is_careful = len(holdings.promotions) > SOON and admits
     if not is_careful:
-        for key, held in peers.items():
-            await running.adopt(key, held)
+        await running.adopt_served(peers)
     keeping.attach(asyncio.get_running_loop())
     _listen(running, holdings)
+    if not is_careful:
+        await running.adopt_others(peers)
     notifier.main_pid(f"serving {len(peers)} peers after the end of process {pager_pid}")
     running.serve_metrics()
     if is_careful:
@@ -128,7 +129,8 @@ async def _run(
 
 def _listen(running: Running, holdings: Holdings) -> None:
     for held in list(holdings.listeners.values()):
-        listener = Listener(socket.socket(fileno=held.fd), held.path, held.identity)
+        sock = socket.socket(fileno=held.fd)
+        listener = Listener(sock, held.path, held.identity, held.kind)
         running.listen(listener)
         if held.identity is None:
             # systemd has it too, and gives it to the next service, which finds this one by that.

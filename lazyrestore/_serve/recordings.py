@@ -1,10 +1,14 @@
-"""Working sets of peers: one file, or a folder with a file for each."""
+"""Working sets of peers: one file, or a folder with a file for each.
+
+What CRIU restores in one run is recorded together: clusters are numbered through the image.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +25,15 @@ class Recordings:
     """Writes what peers touched when they end.
 
     Args:
-        path: None: nothing is written. A folder: `IMAGE.PID.ws` for each peer. Else a file, which
-            the first peer that ends gets.
+        path: None: nothing is written. A folder: `IMAGE.PID.ws` for each peer, or run of CRIU. Else
+            a file, which the first that ends gets.
     """
 
     def __init__(self, path: str | None) -> None:
         self.path = None if path is None else os.path.abspath(path)
         self._lock = threading.Lock()
         self._is_taken = False
+        self._runs: dict[int, dict[int, int]] = {}  # by restore: when each cluster was touched
 
     def check(self, image: Image | None) -> None:
         """Find out early that nothing can be written there.
@@ -54,26 +59,55 @@ class Recordings:
         with peer.using_core() as core:
             if core is None:
                 return
-            image = core.image
             clusters, times_us = core.touched()
+        with self._lock:
+            if peer.restore:
+                self._gather(peer, clusters, times_us)
+            else:
+                self._write(peer, clusters, times_us, emit)
+
+    def _gather(self, peer: Peer, clusters: array[int], times_us: array[int]) -> None:
+        seen = self._runs.setdefault(peer.restore, {})
+        for cluster, time_us in zip(clusters, times_us, strict=True):
+            at_us = peer.served_us + time_us
+            seen[cluster] = min(at_us, seen.get(cluster, at_us))
+
+    def finish(self, peer: Peer, others: Collection[Peer], emit: Callable[..., None]) -> None:
+        """Write what was touched in a run of CRIU, if a peer was the last of it."""
+        if all(one.restore != peer.restore for one in others):
+            with self._lock:
+                seen = self._runs.pop(peer.restore, None)
+                if seen is not None:
+                    clusters = sorted(seen, key=seen.__getitem__)
+                    since_us = seen[clusters[0]] if clusters else 0
+                    times_us = [seen[cluster] - since_us for cluster in clusters]
+                    self._write(peer, array("Q", clusters), array("Q", times_us), emit)
+
+    def _write(
+        self,
+        peer: Peer,
+        clusters: array[int],
+        times_us: array[int],
+        emit: Callable[..., None],
+    ) -> None:
+        image = peer.image
+        target = self._target(peer)
+        if target is None:
+            emit(
+                "error",
+                peer=peer.id,
+                pid=peer.pid,
+                reason=f"its working set is not written: {self.path} has another's: give --record"
+                " a folder",
+            )
+            return
         found = WorkingSet(
             image.digest, image.cluster_size, image.cluster_count, clusters, times_us
         )
-        with self._lock:
-            target = self._target(peer)
-            if target is None:
-                emit(
-                    "error",
-                    peer=peer.id,
-                    pid=peer.pid,
-                    reason=f"its working set is not written: {self.path} has another's: give"
-                    " --record a folder",
-                )
-                return
-            try:
-                found.save(target)
-            except OSError as error:
-                emit("error", peer=peer.id, pid=peer.pid, reason=f"cannot write {target}: {error}")
+        try:
+            found.save(target)
+        except OSError as error:
+            emit("error", peer=peer.id, pid=peer.pid, reason=f"cannot write {target}: {error}")
 
     def _target(self, peer: Peer) -> str | None:
         assert self.path is not None

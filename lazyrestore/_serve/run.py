@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from lazyrestore.errors import LazyRestoreError
 
 from . import listen, takeover
+from .criu import PROTOCOL
 from .events import Events
 from .folders import follow_folders, paths_of
 from .holdings import Holdings
@@ -24,10 +25,12 @@ from .listen import Listener, SocketError, SocketServed
 from .notify import Notifier, StatusFd
 from .rehearsal import rehearse
 from .reign import Reign
-from .running import Running, merge
+from .running import Running, first_free, merge
 from .takeover import Inheritance, TakeoverLost
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from .holdings import HeldPeer
     from .metrics import Metrics
     from .options import ServeOptions
@@ -57,18 +60,41 @@ def serve(options: ServeOptions) -> None:
     )
     keeping.start()
     start = _Start(options, images, inherited)
+    with _ending(keeping, start):
+        start.find(keeping)
+        ready = _nothing if status is None else status.ready
+        asyncio.run(_run(options, images, keeping, events, start, ready, metrics))
+
+
+def serve_criu(
+    options: ServeOptions, listeners: Sequence[Listener], ready: Callable[[], None]
+) -> None:
+    """Serve runs of CRIU; see `criu.run_daemon`. Listens at `options.sockets` too."""
+    raise_limits()
+    images = Images(options.image)
+    images.check()
+    check_plan(options, images)
+    metrics = _make_metrics(options)
+    events = Events(is_json=options.log_json)
+    keeping = Keeping(
+        Holdings(options=options.to_record()), Reign.new(), events.emit, is_wanted=options.keeper
+    )
+    start = _Start(options, images, [], list(listeners), kind=PROTOCOL)
+    with _ending(keeping, start):
+        keeping.start()
+        start.find(keeping)
+        asyncio.run(_run(options, images, keeping, events, start, ready, metrics))
+
+
+def _nothing() -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _ending(keeping: Keeping, start: _Start) -> Iterator[None]:
+    """Where a service does not come to its end in good order."""
     try:
-        for attempt in range(_ATTEMPTS):
-            try:
-                start.find_sockets()
-                start.inherit(keeping)
-                break
-            except TakeoverLost:
-                # Its keeper listens there by now, or will in a moment.
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                time.sleep(_AGAIN_S)
-        asyncio.run(_run(options, images, keeping, events, start, status, metrics))
+        yield
     except BaseException:
         # Who has been taken over from is the keeper's now.
         if not keeping.holdings.peers:
@@ -107,6 +133,7 @@ class _Start:
 
     Attributes:
         listeners: the sockets that it will listen on.
+        kind: of the sockets that are made; see `Listener`.
         peers: of services that it has taken over from, who do not serve any more.
         others: ended services' process numbers, and how many peers each had.
     """
@@ -116,8 +143,27 @@ class _Start:
     inherited: list[Listener]
     listeners: list[Listener] = field(default_factory=list)
     peers: dict[str, HeldPeer] = field(default_factory=dict)
+    kind: str = ""
     others: list[tuple[int, int]] = field(default_factory=list)
     _waiting: list[Inheritance] = field(default_factory=list)
+
+    def find(self, keeping: Keeping) -> None:
+        """Have the sockets, and what was served there.
+
+        Raises:
+            TakeoverLost: whoever served ends time and again.
+            TakeoverRefused, SocketError, ValueError: a socket cannot be had.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                self.find_sockets()
+                self.inherit(keeping)
+                return
+            except TakeoverLost:
+                # Its keeper listens there by now, or will in a moment.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(_AGAIN_S)
 
     def find_sockets(self) -> None:
         """Bind what is free, and ask whoever serves the others for all that it has.
@@ -138,7 +184,9 @@ class _Start:
                 if self._has(path):
                     continue
                 try:
-                    self.listeners.append(listen.bind(path, self.options.socket_mode))
+                    listener = listen.bind(path, self.options.socket_mode)
+                    listener.kind = self.kind
+                    self.listeners.append(listener)
                 except SocketServed:
                     self._ask(_connect(path))
                     if not self._has(path):
@@ -156,7 +204,7 @@ class _Start:
         mine = {listener.number for listener in self.inherited}
         for held in found.holdings.listeners.values():
             sock = socket.socket(fileno=held.fd)
-            listener = Listener(sock, held.path, held.identity)
+            listener = Listener(sock, held.path, held.identity, held.kind)
             if listener.number in mine:
                 sock.close()
             else:
@@ -213,7 +261,7 @@ async def _run(
     keeping: Keeping,
     events: Events,
     start: _Start,
-    status: StatusFd | None,
+    ready: Callable[[], None],
     metrics: Metrics | None,
 ) -> None:
     notifier = Notifier()
@@ -222,9 +270,8 @@ async def _run(
     service = running.service
     for pid, count in start.others:
         events.emit("taken_over", **{"from": pid, "pid": os.getpid(), "peers": count})
-    service.numbers = itertools.count(1 + max((int(key) for key in start.peers), default=0))
-    for key, held in start.peers.items():
-        await running.adopt(key, held)
+    service.numbers = itertools.count(first_free(start.peers))
+    await running.adopt_served(start.peers)
     keeping.attach(asyncio.get_running_loop())
     if metrics is not None and not start.others:
         await metrics.start(service, running.status)
@@ -233,10 +280,10 @@ async def _run(
     await rehearse(service)
     for listener in start.listeners:
         running.listen(listener)
+    await running.adopt_others(start.peers)
     folders = [path for path in options.sockets if os.path.isdir(path)]
     if folders:
         service.spawn(follow_folders(running, folders))
     notifier.ready(f"listening on {', '.join(one.path for one in start.listeners)}")
-    if status is not None:
-        status.ready()
+    ready()
     await running.until_end()

@@ -6,6 +6,7 @@ The same for a service that was started, and for a keeper that has become one.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 import signal
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lazyrestore.errors import LazyRestoreError
 
-from . import listen, shutdown, takeover
+from . import criu, listen, shutdown, takeover
+from .criu_wire import want_senders
 from .events import peers
 from .holdings import HeldImage, HeldListener, HeldPeer, Holdings, Record
 from .ledger import NoLedger
@@ -24,6 +26,8 @@ from .service import Service
 from .status import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .connection import Connection
     from .events import Events
     from .images import Images
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 _IDLE_S = 0.5
 _LOOK_S = 0.01
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LESS_TO_DO = ("gone", "refused", "restored")
 
 
 class KeeperLedger:
@@ -122,7 +127,7 @@ class Running:
 
     def _emit(self, name: str, **fields: object) -> None:
         self.emit(name, **fields)
-        if name in ("gone", "refused"):
+        if name in _LESS_TO_DO:
             self.service.loop.call_soon(self._end_if_idle)
 
     # The beginning.
@@ -140,8 +145,11 @@ class Running:
 
     def listen(self, listener: Listener) -> None:
         """Accept from a socket."""
+        if listener.kind == criu.PROTOCOL:
+            want_senders(listener.sock)
         self.listeners.append(listener)
-        held = HeldListener(listener.sock.fileno(), listener.path, listener.identity)
+        fd = listener.sock.fileno()
+        held = HeldListener(fd, listener.path, listener.identity, listener.kind)
         self.keeping.listener(listener.path, held)
         self.service.add_listener(listener)
 
@@ -151,6 +159,18 @@ class Running:
         self.service.remove_listener(listener.path)
         self.keeping.unlisten(listener.path)
         listener.close()
+
+    async def adopt_served(self, peers: Mapping[str, HeldPeer]) -> None:
+        """Go on with those of a predecessor's who were served, or about to be; before `listen`."""
+        for key, held in peers.items():
+            if held.record is not None:
+                await self.adopt(key, held)
+
+    async def adopt_others(self, peers: Mapping[str, HeldPeer]) -> None:
+        """Begin with those who had merely connected; what they say next may be of the others."""
+        for key, held in peers.items():
+            if held.record is None:
+                await self.adopt(key, held)
 
     async def adopt(self, key: str, held: HeldPeer) -> None:
         """Go on with somebody of a predecessor's. Who cannot be served is ended or let go."""
@@ -233,10 +253,14 @@ class Running:
         self._stop.set()
 
     def _end_if_idle(self) -> None:
-        if not self._is_waiting or not self.is_replaceable or self._is_giving:
-            return
-        if not self.service.peers and not self.service.connections:
+        if self._is_waiting and self._may_end and not self._is_giving and self.service.is_idle:
             self._stop.set()
+
+    @property
+    def _may_end(self) -> bool:
+        """Whether it ends by itself once nobody is left."""
+        had_any = self.service.restores.count > 0
+        return self.is_replaceable or (self.options.ends_with_peers and had_any)
 
     def _say_alive(self) -> None:
         assert self.notifier.watchdog_s is not None
@@ -250,7 +274,7 @@ class Running:
         self._is_waiting = True
         while not self._stop.is_set():
             try:
-                async with asyncio.timeout(_IDLE_S if self.is_replaceable else None):
+                async with asyncio.timeout(_IDLE_S if self._may_end else None):
                     await self._stop.wait()
             except TimeoutError:
                 self._end_if_idle()
@@ -287,7 +311,8 @@ class Running:
             self._hurry.clear()
             left = await shutdown.finish(self.service, math.inf, self._hurry)
         for one in left:
-            if self.options.on_error == "kill":
+            # Of CRIU's tasks nobody else has the userfaultfd: they end with this process.
+            if self.options.on_error == "kill" and not one.peer.restore:
                 kill(one.peer.fds.pidfd)
         self.keeping.finish()
         self.service.ledger = NoLedger()
@@ -338,12 +363,30 @@ def merge(holdings: Holdings, keeping: Keeping) -> dict[str, HeldPeer]:
     for key, image in holdings.images.items():
         if key not in keeping.holdings.images:
             keeping.image(key, image)
-    numbers = [int(key) for key in keeping.holdings.peers]
-    first = max(numbers, default=0) + 1
+    numbers = itertools.count(first_free(keeping.holdings.peers))
+    new: dict[int, int] = {int(key): next(numbers) for key in holdings.peers}
     made = {}
-    for number, peer in enumerate(holdings.peers.values(), first):
+    for key, peer in holdings.peers.items():
         if peer.record is not None:
-            peer.record["id"] = number
-        keeping.peer(str(number), peer)
-        made[str(number)] = peer
+            peer.record["id"] = new[int(key)]
+            for name, number in zip(_NAMED, _named(peer), strict=True):
+                # Also those that have ended: what belongs together still does.
+                peer.record[name] = new.setdefault(number, next(numbers)) if number else 0
+        made[str(new[int(key)])] = peer
+        keeping.peer(str(new[int(key)]), peer)
     return made
+
+
+def first_free(peers: Mapping[str, HeldPeer]) -> int:
+    """The first number that nobody has, or has had, of whom these know."""
+    used = [int(key) for key in peers]
+    used += [number for peer in peers.values() for number in _named(peer)]
+    return max(used, default=0) + 1
+
+
+_NAMED = ("restore", "parent")
+"""Other numbers in a peer's record."""
+
+
+def _named(peer: HeldPeer) -> list[int]:
+    return [int(str((peer.record or {}).get(name, 0))) for name in _NAMED]

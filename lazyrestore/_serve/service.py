@@ -12,27 +12,23 @@ serves, and of which the loop hears only when a load failed, a fill ended, or th
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import itertools
 import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from lazyrestore.errors import LazyRestoreError, ProcessError
 
-from . import attached
+from . import attached, criu
+from .accepting import Accepting
 from .attaching import MAGIC as ATTACH_MAGIC
 from .attaching import REQUEST_MAGIC as ATTACHING_MAGIC
-from .connection import (
-    Connection,
-    Edges,
-    choose_uffd,
-    refusal_bytes,
-)
+from .connection import Connection, Edges, refusal_bytes
 from .descriptors import raise_descriptor_limit, take_descriptors
 from .figures import Tallies
 from .handshake import Refusal, page_size_of, parse_json, parse_regions, place
@@ -40,6 +36,8 @@ from .images import Images, choose_working_set
 from .ledger import Ledger, Listener, NoLedger
 from .peer import Peer, PeerFds
 from .recordings import Recordings
+from .restores import Restores
+from .sockets import choose_uffd
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -51,8 +49,6 @@ if TYPE_CHECKING:
 CONNECTIONS_MAX = 1024
 """Connections whose handshake is not whole; more are refused."""
 PEERS_MAX = 1000
-_ACCEPT_AT_ONCE = 64
-_ACCEPT_AGAIN_S = 0.2
 _FDS_OF_A_PEER = 12
 _SPARE_FDS = 64
 _THREADS = 32
@@ -106,6 +102,7 @@ class Service:
         self.tallies = Tallies(self)
         self.numbers = itertools.count(1)
         self.recordings = Recordings(options.record)
+        self.restores = Restores(self)
         self.executor = ThreadPoolExecutor(_THREADS, "lazyrestore-serve")
         self.peers_max = PEERS_MAX
         self.connections_max = CONNECTIONS_MAX
@@ -114,8 +111,7 @@ class Service:
         self._starting: set[int] = set()  # connections that are peers in a moment
         self._is_paused = False
         self._endings: set[asyncio.Future[None]] = set()
-        self._is_accepting = False
-        self._is_short = False  # of descriptors or memory, at the last attempt to accept
+        self._accepting = Accepting(self.listeners, self.adopt_connection, emit)
         self._watch = Watch(self)
         self._sets: dict[int, tuple[Image, WorkingSet | None]] = {}
 
@@ -127,75 +123,42 @@ class Service:
         room = max(limit - _SPARE_FDS, 16)
         self.peers_max = min(PEERS_MAX, room // (_FDS_OF_A_PEER + 4))
         self.connections_max = min(CONNECTIONS_MAX, max(8, room // 4))
-        self._is_accepting = True
-        for listener in self.listeners.values():
-            self._listen(listener)
+        self._accepting.start()
 
     def add_listener(self, listener: Listener) -> None:
         """Accept from one more socket."""
         self.listeners[listener.path] = listener
-        if self._is_accepting:
-            self._listen(listener)
+        self._accepting.add(listener)
         self.emit("listening", socket=listener.path)
 
     def remove_listener(self, path: str) -> Listener:
         """Accept from a socket no more; whoever wants to closes it."""
         listener = self.listeners.pop(path)
-        if self._is_accepting:
-            self.loop.remove_reader(listener.sock.fileno())
+        self._accepting.remove(listener)
         return listener
 
     def stop_admitting(self) -> None:
         """Refuse whoever comes from now on; peers are served on. Listeners stay open."""
         self.admits = False
 
+    @property
+    def is_paused(self) -> bool:
+        """See `pause`."""
+        return self._is_paused
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody is served, nor about to be."""
+        return not (self.peers or self.connections or self.restores.is_busy)
+
     # Accepting.
-
-    def _listen(self, listener: Listener) -> None:
-        listener.sock.setblocking(False)
-        self.loop.add_reader(listener.sock.fileno(), self._accept, listener)
-
-    def _accept(self, listener: Listener) -> None:
-        for _ in range(_ACCEPT_AT_ONCE):
-            try:
-                sock, _ = listener.sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.ECONNABORTED, errno.EINTR, errno.EPROTO):
-                    continue
-                self._pause(error)
-                return
-            self._is_short = False
-            self.adopt_connection(sock, listener.path)
-
-    def _pause(self, error: OSError) -> None:
-        """Nothing can be accepted now: whoever wants to connect waits in the socket's queue."""
-        if not self._is_short:
-            self._is_short = True
-            why = os.strerror(error.errno or 0)
-            self.emit("error", reason=f"cannot accept: {why}: whoever connects has to wait")
-        self._is_accepting = False
-        for listener in self.listeners.values():
-            self.loop.remove_reader(listener.sock.fileno())
-        self.loop.call_later(_ACCEPT_AGAIN_S, self._resume)
-
-    def _resume(self) -> None:
-        if self._is_paused or self._is_accepting:
-            return
-        self._is_accepting = True
-        for listener in self.listeners.values():
-            self._listen(listener)
 
     async def pause(self) -> None:
         """Accept nobody, and let be who has connected but is not served yet: a successor, or
         `resume`, begins with them anew. Peers are served on; who is just becoming one is awaited.
         """
         self._is_paused = True
-        if self._is_accepting:
-            self._is_accepting = False
-            for listener in self.listeners.values():
-                self.loop.remove_reader(listener.sock.fileno())
+        self._accepting.stop()
         for number, talk in self._talks.items():
             # What they have sent is out of the socket: they are served first.
             if number not in self._starting:
@@ -215,7 +178,7 @@ class Service:
         self.connections.clear()
         for connection in waiting:
             self.adopt_connection(connection.socket, connection.path, connection.id)
-        self._resume()
+        self._accepting.start()
 
     def adopt_connection(
         self, sock: socket.socket, path: str, number: int | None = None
@@ -294,10 +257,14 @@ class Service:
             self._talks.pop(connection.id, None)
 
     async def _hear(self, connection: Connection) -> None:
+        listener = self.listeners.get(connection.path)
+        is_criu = listener is not None and listener.kind == criu.PROTOCOL
+        if is_criu and await self.restores.attend(connection):
+            return
         first = await connection.first_bytes()
         if not first:
             return  # somebody looked whether we are there
-        if first == ATTACH_MAGIC:
+        if first == ATTACH_MAGIC and not is_criu:
             await attached.attend(self, connection)
             return
         if first == ATTACHING_MAGIC:
@@ -307,6 +274,8 @@ class Service:
             connection.stop_peeking()
             await self._answer(connection, kind, message)
             return
+        if is_criu:
+            raise Refusal("garbage", "this socket is for criu restore --lazy-pages")
         protocol = "nydus" if isinstance(message, dict) else "firecracker"
         regions = parse_regions(message)
         uffd = choose_uffd(connection.fds)
@@ -367,28 +336,58 @@ class Service:
                 closed.
         """
         try:
-            if not self.admits:
-                raise Refusal("ending", "this service is about to end")
-            if len(self.peers) + len(self._starting) >= self.peers_max:
-                raise Refusal("busy", f"{self.peers_max} are served already")
-            peer.prepare()
-            self.ledger.image(os.path.abspath(peer.image.path), peer.image.digest)
+            self.check_room()
             peer.is_filled = first is not None
-            self._starting.add(peer.id)
-            self.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
-            connection.take(len(connection.data))
-            self.emit("admitted", **describe(peer))
-            await self._start(peer, first)
+            with self.not_interrupted(connection):
+                await self.serve(peer, first, lambda: connection.take(len(connection.data)))
         except BaseException:
             self.ledger.gone(str(peer.id))  # before its descriptors are closed
             peer.fds.socket = None  # the connection's again, for a last word
             await self.in_thread(peer.close)
             raise
-        finally:
-            self._starting.discard(peer.id)
         connection.let_be()
         self.connections.pop(connection.id, None)
         attached.say_served(peer)
+        self._watch.add(peer)
+
+    def check_room(self) -> None:
+        """See whether one more can be served; else Refusal."""
+        if not self.admits:
+            raise Refusal("ending", "this service is about to end")
+        if len(self.peers) + len(self._starting) >= self.peers_max:
+            raise Refusal("busy", f"{self.peers_max} are served already")
+
+    @contextlib.contextmanager
+    def not_interrupted(self, connection: Connection) -> Iterator[None]:
+        """Meanwhile `pause` awaits what a connection brings about, and does not cancel it."""
+        self._starting.add(connection.id)
+        try:
+            yield
+        finally:
+            self._starting.discard(connection.id)
+
+    async def serve(
+        self, peer: Peer, first: WorkingSet | None, taken: Callable[[], object]
+    ) -> None:
+        """Begin to serve a peer, which the keeper is told of first.
+
+        Args:
+            peer: who.
+            first: what is loaded first.
+            taken: is called when the keeper has all of it: what it came with may be forgotten.
+
+        Raises:
+            LazyRestoreError, ValueError, OSError: it cannot be served; its descriptors are open.
+        """
+        peer.prepare()
+        self.ledger.image(os.path.abspath(peer.image.path), peer.image.digest)
+        self.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
+        taken()
+        self.emit("admitted", **peer.describe())
+        await self._start(peer, first)
+
+    def watch(self, peer: Peer) -> None:
+        """Begin to notice what becomes of a peer."""
         self._watch.add(peer)
 
     async def adopt(self, record: Mapping[str, object], fds: PeerFds) -> Peer:
@@ -412,7 +411,7 @@ class Service:
         await self.in_thread(peer.start, self.options.plan, on_error, first)
         self.peers[peer.id] = peer
         self.admitted += 1
-        self.emit("serving", **describe(peer))
+        self.emit("serving", **peer.describe())
 
     async def end_peer(self, peer: Peer, reason: str) -> None:
         """Stop serving a peer, and free all that it had. Does nothing the second time."""
@@ -424,15 +423,19 @@ class Service:
         await asyncio.shield(ending)
 
     async def _end_peer(self, peer: Peer, reason: str) -> None:
+        await self.restores.look(peer)
         stats = await self.in_thread(peer.stats)
         self.tallies.end(peer, stats)
         await self._watch.last_words(peer)
         await self.in_thread(self.recordings.save, peer, self.emit)
+        if peer.restore:
+            others = list(self.peers.values())
+            await self.in_thread(self.recordings.finish, peer, others, self.emit)
         self.ledger.gone(str(peer.id))
         await self.in_thread(peer.close)
         self.emit(
             "gone",
-            **describe(peer),
+            **peer.describe(),
             reason=reason,
             faults=0 if stats is None else int(stats.faults),
             seconds=round(time.time() - peer.since, 3),
@@ -449,10 +452,7 @@ class Service:
         or for whoever has copies of their descriptors.
         """
         self._is_paused = True
-        if self._is_accepting:
-            for listener in self.listeners.values():
-                self.loop.remove_reader(listener.sock.fileno())
-            self._is_accepting = False
+        self._accepting.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -483,16 +483,3 @@ class Service:
         if self.connections.pop(connection.id, None) is not None:
             self.ledger.gone(str(connection.id))
             connection.close()
-
-
-def describe(peer: Peer) -> dict[str, object]:
-    """What every event about a peer says of it."""
-    return {
-        "peer": peer.id,
-        "pid": peer.pid,
-        "uid": peer.uid,
-        "protocol": peer.protocol,
-        "socket": peer.path,
-        "image": peer.image.path,
-        "bytes": peer.total_bytes,
-    }

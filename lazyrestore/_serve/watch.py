@@ -8,9 +8,11 @@ import os
 from typing import TYPE_CHECKING
 
 from . import attached
-from .connection import close_foreign, close_socket, receive_all
+from .sockets import close_foreign, close_socket, receive_all
 
 if TYPE_CHECKING:
+    from lazyrestore._native import CData
+
     from .peer import Peer
     from .service import Service
 
@@ -27,15 +29,16 @@ class Watch:
         self._service = service
         self._looking: dict[int, bool] = {}  # by peer: True: look again afterwards
         self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._probes: dict[int, asyncio.TimerHandle] = {}
         self._said: dict[int, set[tuple[str, int]]] = {}
 
     def add(self, peer: Peer) -> None:
         """Begin to watch a peer."""
         loop = self._service.loop
         if peer.fds.pidfd is not None:
-            loop.add_reader(peer.fds.pidfd, self._end, peer, "its process has ended")
-        else:
-            self._later(peer, _PROBE_S, self._probe)
+            loop.add_reader(peer.fds.pidfd, self._on_process_end, peer)
+        if peer.fds.pidfd is None or peer.restore:
+            self._probe_later(peer)
         if peer.fds.socket is not None:
             peer.fds.socket.setblocking(False)
             loop.add_reader(peer.fds.socket.fileno(), self._on_socket, peer)
@@ -50,8 +53,9 @@ class Watch:
                 loop.remove_reader(fd)
         if peer.fds.socket is not None:
             loop.remove_reader(peer.fds.socket.fileno())
-        if (timer := self._timers.pop(peer.id, None)) is not None:
-            timer.cancel()
+        for timers in (self._probes, self._timers):
+            if (timer := timers.pop(peer.id, None)) is not None:
+                timer.cancel()
 
     async def last_words(self, peer: Peer) -> None:
         """What could not be loaded for a peer that has ended, perhaps of just that."""
@@ -62,18 +66,31 @@ class Watch:
         self.remove(peer)
         self._service.spawn(self._service.end_peer(peer, reason))
 
-    def _later(self, peer: Peer, seconds: float, call: object) -> None:
-        if (timer := self._timers.pop(peer.id, None)) is not None:
-            timer.cancel()
-        assert callable(call)
-        self._timers[peer.id] = self._service.loop.call_later(seconds, call, peer)
+    def _on_process_end(self, peer: Peer) -> None:
+        if peer.is_over():
+            self._end(peer, "its process has ended")
+        elif peer.fds.pidfd is not None:
+            # After a vfork others have its memory still: see `_probe`.
+            self._service.loop.remove_reader(peer.fds.pidfd)
+
+    def _probe_later(self, peer: Peer) -> None:
+        self._probes[peer.id] = self._service.loop.call_later(_PROBE_S, self._probe, peer)
 
     def _probe(self, peer: Peer) -> None:
-        """A process without a pidfd: nothing tells of its end but its memory."""
+        """Nothing tells of the end of a process without a pidfd, and of an exec, but its memory."""
         if peer.is_over():
             self._end(peer, "its memory is gone")
-        else:
-            self._later(peer, _PROBE_S, self._probe)
+            return
+        self._probe_later(peer)
+        if peer.restore:
+            self._on_event(peer)  # touches alone may have brought the last page
+            self._service.spawn(self._identify(peer))
+
+    async def _identify(self, peer: Peer) -> None:
+        """Find out which process it is, of a child that was forked."""
+        if peer.fds.pidfd is None and await self._service.in_thread(peer.identify):
+            self._service.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
+            self._emit("identified", peer)
 
     def _on_socket(self, peer: Peer) -> None:
         """Whatever comes after the handshake is dropped. Its end says nothing by itself: some
@@ -127,10 +144,21 @@ class Watch:
         if stats.errors > peer.known_errors:
             peer.known_errors = int(stats.errors)
             await self._on_errors(peer)
-        elif stats.fill == _FILL_COMPLETE and not stats.pages_missing and not peer.is_complete:
+        elif self._is_complete(peer, stats) and not peer.is_complete:
             peer.is_complete = True
             self._emit("complete", peer)
         attached.say_complete(peer, stats)
+        await self._service.restores.look(peer)
+        if peer.is_complete and peer.restore:
+            # What is closed now was nobody's last hope: it is ordinary memory from then on.
+            self._end(peer, "all has been loaded")
+
+    def _is_complete(self, peer: Peer, stats: CData) -> bool:
+        if stats.pages_missing:
+            return False
+        if peer.restore:
+            return peer.is_settled
+        return bool(stats.fill == _FILL_COMPLETE)
 
     async def _on_errors(self, peer: Peer) -> None:
         """Something could not be loaded: say what, and do what was asked for."""
@@ -139,11 +167,14 @@ class Watch:
             return
         if self._service.options.on_error == "kill":
             try:
+                await self._service.in_thread(peer.identify)
                 peer.kill()
             except OSError as failed:
                 self._emit("error", peer, reason=f"it cannot be ended: {failed.strerror}")
         elif self._service.options.on_error == "log":
-            self._later(peer, RETRY_S, self._retry)
+            if (timer := self._timers.pop(peer.id, None)) is not None:
+                timer.cancel()
+            self._timers[peer.id] = self._service.loop.call_later(RETRY_S, self._retry, peer)
 
     async def _tell_errors(self, peer: Peer) -> None:
         """Those that were not told of yet."""
@@ -166,6 +197,4 @@ class Watch:
         self._service.spawn(self._service.in_thread(peer.retry))
 
     def _emit(self, name: str, peer: Peer, **fields: object) -> None:
-        from .service import describe
-
-        self._service.emit(name, **{**describe(peer), **fields})
+        self._service.emit(name, **{**peer.describe(), **fields})

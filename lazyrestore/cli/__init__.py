@@ -29,10 +29,10 @@ __all__ = ["COMMANDS", "main", "make_app"]
 
 COMMANDS = (
     *("dump", "restore", "info", "ls", "cat", "verify", "optimize"),
-    *("serve", "top", "bench", "doctor", "demo"),
+    *("serve", "lazy-pages", "top", "bench", "doctor", "demo"),
 )
 """In the order in which `lazyrestore --help` has them. To add one: a module here of that name, with
-a function of that name, and its name in this list."""
+a function of that name (for "-" they have "_"), and its name in this list."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +78,8 @@ def make_app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     )
     app.callback()(_options)
     for name in commands:
-        app.command(name)(getattr(import_module(f"{__name__}.{name}"), name))
+        module = name.replace("-", "_")
+        app.command(name)(getattr(import_module(f"{__name__}.{module}"), module))
     return app
 
 

@@ -149,8 +149,8 @@ def test_it_does_not_spin(tmp_path: Path) -> None:
     calls: list[object] = []
 
     def setting(service: Service) -> None:
-        accept = service._accept
-        service._accept = lambda one: (calls.append(one), accept(one))[1]  # type: ignore[method-assign]
+        accept = service._accepting._accept
+        service._accepting._accept = lambda one: (calls.append(one), accept(one))[1]  # type: ignore[method-assign]
 
     with inside(tmp_path, setting) as service, Monitor(PAGES) as monitor:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -214,16 +214,16 @@ def test_a_number_that_another_process_has() -> None:
         signal.pause()
     try:
         with pytest.raises(Refusal, match="another one"):
-            peer._open_pidfd_by_number(child, before_s)
-        pidfd = peer._open_pidfd_by_number(child, before_s + 20)
+            peer.open_pidfd_by_number(child, before_s)
+        pidfd = peer.open_pidfd_by_number(child, before_s + 20)
         assert pidfd is not None
         os.close(pidfd)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     with pytest.raises(Refusal, match="has ended"):
-        peer._open_pidfd_by_number(child, before_s + 20)
-    assert peer._open_pidfd_by_number(0, before_s) is None
+        peer.open_pidfd_by_number(child, before_s + 20)
+    assert peer.open_pidfd_by_number(0, before_s) is None
     assert os.listdir("/proc/self/fd") == fds
 
 
@@ -233,7 +233,7 @@ def test_a_process_that_cannot_be_seen(tmp_path: Path) -> None:
     memory tells of its end
     """
     peer.SO_PEERPIDFD = 9999
-    peer._open_pidfd_by_number = lambda pid, accepted_s: None
+    peer.open_pidfd_by_number = lambda pid, accepted_s: None
     watch._PROBE_S = 0.05
     with inside(tmp_path) as service, Monitor(PAGES) as monitor:
         monitor.connect(service.path)

@@ -1,0 +1,305 @@
+"""Runs of `criu restore --lazy-pages`: each task becomes a peer, and so does each child of theirs.
+
+One connection is one restore, and stays a connection until the last word has come; its tasks are
+served from the moment that each sends its userfaultfd, since they touch memory before. They are
+peers with a `restore`, the connection's number, and without a socket. These have the only copies of
+their userfaultfds: where the last is closed while pages are missing, a task reads zeros. So nobody
+is let go of whose memory is there and not complete; where that has to be, its process is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import mmap
+import os
+import time
+from typing import TYPE_CHECKING
+
+from lazyrestore.errors import LazyRestoreError
+
+from . import criu_wire
+from .criu import PROTOCOL
+from .criu_wire import HangUp, LastWord, Message, Task, Zombie
+from .descriptors import cannot_end
+from .handshake import Range, Refusal
+from .peer import Peer, PeerFds, open_pidfd_by_number
+from .sockets import is_userfaultfd
+
+if TYPE_CHECKING:
+    from lazyrestore._criu.checkpoint import Checkpoint
+    from lazyrestore._open import Image
+    from lazyrestore._workingset import WorkingSet
+
+    from .connection import Connection
+    from .service import Service
+
+
+@dataclasses.dataclass(frozen=True)
+class _Restore:
+    """One run of `criu restore`.
+
+    Attributes:
+        connection: its.
+        image: what is restored.
+        checkpoint: what the image says of its tasks.
+        first: what of it is loaded first.
+    """
+
+    connection: Connection
+    image: Image
+    checkpoint: Checkpoint
+    first: WorkingSet | None
+
+
+class Restores:
+    """Serves the tasks that are restored by CRIU, and theirs. Belongs to the loop's thread.
+
+    Attributes:
+        count: how many restores there were.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._unborn = 0  # children that are peers in a moment
+        self.count = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody is just becoming a peer."""
+        return bool(self._unborn)
+
+    async def prepare(self, image: Image) -> None:
+        """Read what an image says of its tasks, so that the first restore need not wait for it.
+
+        Raises:
+            LazyRestoreError: it is not an image of processes, or is damaged.
+        """
+        await self._checkpoint(image)
+
+    async def _checkpoint(self, image: Image) -> Checkpoint:
+        known = self._checkpoints.get(image.digest)
+        if known is None:
+            known = await self._service.in_thread(_read_checkpoint, image)
+            self._checkpoints[image.digest] = known
+        return known
+
+    # The connection.
+
+    async def attend(self, connection: Connection) -> bool:
+        """Hear a run of CRIU out: returns when its last word has come, or it was nobody.
+
+        Returns:
+            False where it is somebody else, of whom nothing has been taken.
+
+        Raises:
+            Refusal, LazyRestoreError, OSError, ValueError: it said what cannot be, a task of it
+                cannot be served, or it has ended in the middle.
+        """
+        service = self._service
+        sock = connection.socket
+        criu_wire.want_senders(sock)
+        criu_wire.look_from_the_start(sock)
+        if await connection.look(lambda: criu_wire.is_other(sock)):
+            criu_wire.want_senders_no_more(sock)
+            return False
+        image, first = await service.image_for(connection.path)
+        restore = _Restore(connection, image, await self._checkpoint(image), first)
+        try:
+            while True:
+                message: Message = await connection.look(lambda: criu_wire.peek(sock))
+                with service.not_interrupted(connection):
+                    is_last = await self._hear(restore, message)
+                if is_last:
+                    return True
+                if service.is_paused:
+                    raise asyncio.CancelledError
+        except (Refusal, LazyRestoreError, OSError, ValueError, MemoryError):
+            await self._abandon(restore)
+            raise
+
+    async def _hear(self, restore: _Restore, message: Message) -> bool:
+        """Do what a message asks for; whether it was the last."""
+        connection = restore.connection
+        known = self._peers_of(restore)
+        if isinstance(message, HangUp):
+            if not known:
+                return True  # somebody looked whether we are there
+            raise Refusal(
+                "lost",
+                f"criu has ended before the restore was done, which had {len(known)} tasks so far:"
+                " see its log",
+            )
+        if isinstance(message, Task):
+            if any(peer.task == message.number for peer in known):
+                message.close()  # a predecessor had told of it, and was killed just then
+                criu_wire.take(connection.socket, message)
+            else:
+                await self._begin(restore, message)
+        elif isinstance(message, LastWord):
+            await self._settle(restore)
+        else:
+            assert isinstance(message, Zombie)
+            criu_wire.take(connection.socket, message)
+        return isinstance(message, LastWord)
+
+    def _peers_of(self, restore: _Restore) -> list[Peer]:
+        number = restore.connection.id
+        return [peer for peer in self._service.peers.values() if peer.restore == number]
+
+    async def _begin(self, restore: _Restore, task: Task) -> None:
+        """Serve a task."""
+        service, connection = self._service, restore.connection
+        peer = Peer(
+            id=next(service.numbers),
+            pid=task.pid,
+            uid=task.uid,
+            path=connection.path,
+            protocol=PROTOCOL,
+            image=restore.image,
+            ranges=(),
+            page_size=mmap.PAGESIZE,
+            since=time.time(),
+            fds=PeerFds(task.uffd, None, task.pidfd, -1),
+            is_filled=restore.first is not None,
+            restore=connection.id,
+            task=task.number,
+            is_settled=False,
+        )
+        try:
+            service.check_room()
+            self._check(peer)
+            peer.ranges = _ranges(restore, task.number)
+            await service.serve(
+                peer, restore.first, lambda: criu_wire.take(connection.socket, task)
+            )
+        except BaseException:
+            await self._end_unserved(peer)
+            raise
+        service.watch(peer)
+
+    def _check(self, peer: Peer) -> None:
+        if not is_userfaultfd(peer.fds.uffd):
+            raise Refusal("no-fd", f"task {peer.task} sent a descriptor that is no userfaultfd")
+        if peer.fds.pidfd is None:
+            now_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+            peer.fds.pidfd = open_pidfd_by_number(peer.pid, now_s)
+        if self._service.options.on_error == "kill":
+            why = cannot_end(peer.fds.pidfd)
+            if why is not None:
+                raise Refusal(*why)
+
+    async def _end_unserved(self, peer: Peer) -> None:
+        """A process that cannot be served has to end: what is missing in it would read as zeros."""
+        service = self._service
+        service.ledger.gone(str(peer.id))
+        await service.in_thread(peer.close)
+
+    async def _settle(self, restore: _Restore) -> None:
+        """All of its tasks' memory is mapped now."""
+        service = self._service
+        peers = self._peers_of(restore)
+        for peer in peers:
+            peer.is_settled = True
+            service.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
+        criu_wire.take(restore.connection.socket, LastWord())
+        self.count += 1
+        service.emit(
+            "restored",
+            restore=restore.connection.id,
+            tasks=len(peers),
+            image=restore.image.path,
+            criu=restore.connection.pid,
+        )
+        for peer in peers:
+            await service.in_thread(peer.settle)
+
+    async def _abandon(self, restore: _Restore) -> None:
+        """It will not be finished: CRIU ends its tasks, unless it has been killed itself."""
+        self.count += 1
+        for peer in self._peers_of(restore):
+            if self._service.options.on_error == "kill":
+                await self._service.in_thread(peer.end_process)
+            else:
+                await self._service.in_thread(peer.settle)
+
+    # Children.
+
+    async def look(self, peer: Peer) -> None:
+        """Serve the children that a peer has forked; their userfaultfds wait in its session."""
+        if not peer.restore:
+            return
+        while (child := await self._service.in_thread(peer.next_child)) is not None:
+            await self.adopt_child(peer, *child)
+
+    async def adopt_child(self, parent: Peer, uffd: int, state: int, number: int) -> None:
+        """Serve a child of a peer's.
+
+        Args:
+            parent: whose.
+            uffd: of the child; owned from now on.
+            state: the same.
+            number: under which the parent's session knows it.
+        """
+        service = self._service
+        if any(one.parent == parent.id and one.child == number for one in service.peers.values()):
+            # A predecessor had begun with it, and was killed before the session had forgotten it.
+            await service.in_thread(_close_copies, parent, number, uffd, state)
+            return
+        self._unborn += 1
+        peer = Peer(
+            id=next(service.numbers),
+            pid=0,
+            uid=parent.uid,
+            path=parent.path,
+            protocol=PROTOCOL,
+            image=parent.image,
+            ranges=parent.ranges,
+            page_size=parent.page_size,
+            since=time.time(),
+            fds=PeerFds(uffd, None, None, state),
+            is_filled=parent.is_filled,
+            restore=parent.restore,
+            parent=parent.id,
+            child=number,
+        )
+        try:
+            await service.serve(peer, None, lambda: None)
+            await service.in_thread(parent.child_is_kept, number)
+            service.watch(peer)
+        except (LazyRestoreError, OSError, ValueError, MemoryError) as error:
+            if not peer.is_over():
+                service.emit("error", **peer.describe(), reason=f"it cannot be served: {error}")
+            await self._end_unserved(peer)
+        finally:
+            self._unborn -= 1
+
+
+def _close_copies(parent: Peer, number: int, *fds: int) -> None:
+    parent.child_is_kept(number)
+    for fd in fds:
+        os.close(fd)
+
+
+def _read_checkpoint(image: Image) -> Checkpoint:
+    from lazyrestore._criu.checkpoint import Checkpoint
+
+    found = Checkpoint.of(image)
+    if found is None:
+        raise LazyRestoreError(
+            f"{image.path} is an image of memory alone, and not of processes: dump one with"
+            " `lazyrestore dump --process`"
+        )
+    return found
+
+
+def _ranges(restore: _Restore, number: int) -> tuple[Range, ...]:
+    """Where what of the image lies in a task.
+
+    Raises:
+        Refusal: the image has no such task.
+    """
+    if all(task.pid != number or task.is_zombie for task in restore.checkpoint.tasks):
+        raise Refusal("ranges", f"{restore.image.path} has no task {number}: it is another's image")
+    return tuple(Range(*one) for one in restore.checkpoint.lazy_ranges(number))
