@@ -584,6 +584,40 @@ int lr_attachment_remember(lr_attachment *attachment, uint32_t region);
  * after lr_detach. */
 int lr_attachment_release(lr_attachment *attachment, uint32_t region);
 
+/* ---- The warden of what this process serves ---- */
+
+/* A process that shares this one's descriptor table: while it lives, no descriptor here is closed
+ * by this process's end. When this process has ended (not by lr_warden_close) and its keeper, too,
+ * or it has none, the warden ends the tasks that it was told of and all that descends from them,
+ * and whoever touches what is missing behind a userfaultfd that is left gets SIGBUS, until the
+ * memory is gone. Where the keeper lives, it gives that what it asks for (csrc/warden.h). */
+typedef struct lr_warden lr_warden;
+
+struct lr_warden_info {
+	int32_t pid;    /* 0: there is none now */
+	int32_t pidfd;  /* becomes readable when it has ended: lr_warden_start makes another */
+	int32_t page;   /* for the keeper: a memory file that says what there is */
+	int32_t socket; /* for the keeper: where it asks */
+};
+
+/* `kills`: nonzero: tasks are ended where nobody serves them; else they get SIGBUS, too. */
+int lr_warden_open(uint32_t kills, lr_warden **ret_warden, struct lr_problem *ret_problem);
+/* Make the process, unless it is there: also after it was killed. For one thread at a time, like
+ * all of these. */
+int lr_warden_start(lr_warden *warden, struct lr_problem *ret_problem);
+void lr_warden_get_info(const lr_warden *warden, struct lr_warden_info *ret_info);
+/* A pidfd of who takes over when this process ends, lent; -1: there is nobody. */
+void lr_warden_set_keeper(lr_warden *warden, int32_t pidfd);
+/* A task, by its number and a pidfd, lent. LR_ERR_LIMIT: there are too many. */
+int lr_warden_add(lr_warden *warden, int32_t pid, int32_t pidfd);
+/* Before that pidfd is closed. */
+void lr_warden_remove(lr_warden *warden, int32_t pidfd);
+/* Memory that nobody serves any more, of nobody knows whom: who touches what is missing there gets
+ * SIGBUS, also after this process's end. The userfaultfd may be closed when this returns. */
+int lr_warden_bury_one(lr_warden *warden, int32_t uffd);
+/* End the warden, and wait for that: there is nothing that it is needed for. Takes NULL. */
+void lr_warden_close(lr_warden *warden);
+
 /* ---- Touching, for measurements ---- */
 
 enum lr_touch_order { LR_TOUCH_SEQUENTIAL = 0, LR_TOUCH_RANDOM = 1 };

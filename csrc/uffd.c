@@ -291,10 +291,12 @@ int lr_uffd_check(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
 
 bool lr_uffd_is_gone(const struct lr_uffd *uffd, uint64_t host_page)
 {
-	/* From where nothing can be read, so that nothing is installed in any case. */
-	struct uffdio_copy request = {.dst = host_page, .src = host_page, .len = host_page};
+	/* Refused in any case: nothing is registered for that. At an address that every kernel
+	 * takes for one (vm.mmap_min_addr), before it looks whether there is memory. */
+	struct uffdio_writeprotect request = {.range = {.start = 1 << 20, .len = host_page}};
 
-	return ioctl(uffd->fd, UFFDIO_COPY, &request) < 0 && (errno == ESRCH || errno == ENOSPC);
+	return ioctl(uffd->fd, UFFDIO_WRITEPROTECT, &request) < 0
+	       && (errno == ESRCH || errno == ENOSPC);
 }
 
 /* The kernel reports how far it came in a field that holds bytes, or a negative errno where it did
