@@ -86,9 +86,12 @@ class Image:
     @property
     def info(self) -> ImageInfo:
         """What the image says of itself; reads its header again."""
+        from ._criu.checkpoint import Checkpoint
+
         raw = self._open_raw()
         header = self.header()
         stored = raw.file_bytes
+        checkpoint = Checkpoint.of(self)
         return ImageInfo(
             path=self.path,
             version=raw.version,
@@ -109,6 +112,8 @@ class Image:
             regions=self.regions,
             digest=self.digest,
             id=bytes(ffi.buffer(raw.id)).hex(),
+            processes=checkpoint.processes if checkpoint else (),
+            criu_version=checkpoint.criu_version if checkpoint else "",
         )
 
     @property

@@ -119,6 +119,7 @@ class _Check:
                 progress(self.logical_bytes, self._frame.root.logical_bytes)
         if self._is_whole:
             self._compare(metadata is not None)
+            self._check_processes()
 
     # ---- On any thread ---------------------------------------------------------------------------
 
@@ -242,6 +243,17 @@ class _Check:
             unpacker.skip()
             ends.append(unpacker.tell())
         return [data[start:end] for start, end in itertools.pairwise(ends)]
+
+    def _check_processes(self) -> None:
+        """What CRIU's files tell of pages, if there are any."""
+        from ._criu.checkpoint import Checkpoint
+
+        try:
+            checkpoint = Checkpoint.of(self._image)
+            if checkpoint is not None:
+                checkpoint.check()
+        except ImageError as error:
+            self._say(str(error).removeprefix(f"{self._image.path}: "))
 
     def _compare(self, has_digest: bool) -> None:
         """What the root and the footer say of the whole."""

@@ -154,6 +154,8 @@ class ImageInfo:
         regions: in the order in which they were dumped.
         digest: BLAKE3 of the content in hexadecimal.
         id: random, different in each file.
+        processes: that the image was made of, parents before their children; of memory only: none.
+        criu_version: what dumped them, as "4.1.1"; "" where that is not known.
     """
 
     path: str
@@ -175,6 +177,8 @@ class ImageInfo:
     regions: tuple[RegionInfo, ...]
     digest: str
     id: str
+    processes: tuple[ProcessInfo, ...] = ()
+    criu_version: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lazyrestore._open import Image
+    from lazyrestore.reports import ProcessInfo
 
     from .inventory import Task
 
@@ -52,6 +53,13 @@ class Checkpoint:
     def tasks(self) -> tuple[Task, ...]:
         """All processes, parents before their children."""
         return self._describe()[2]
+
+    @property
+    def processes(self) -> tuple[ProcessInfo, ...]:
+        """The same, as reports have them."""
+        from .inventory import report
+
+        return report(self.tasks)
 
     def _describe(self) -> tuple[str, int, tuple[Task, ...]]:
         if self._said is None:
@@ -137,6 +145,16 @@ class Checkpoint:
                 " another copy, or dump again"
             )
         return found[0], found[2]
+
+    def check(self) -> None:
+        """See that all is there that the files tell of: the processes, and each page.
+
+        Raises:
+            ImageError: something is not.
+        """
+        from .folder import check_checkpoint
+
+        check_checkpoint(self)
 
     def write_lazy_folder(self, folder: str) -> None:
         """Write what `criu restore --lazy-pages` needs: all but the pages that can come later.

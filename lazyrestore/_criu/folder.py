@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import stat
+from typing import TYPE_CHECKING
 
 from lazyrestore.errors import ImageError
 
-from .inventory import INVENTORY, Task, check_inventory
+from .inventory import INVENTORY, Task, check_inventory, parse_tree
 from .layout import SHARED_PREFIX
 from .pagemap import LAZY, PAGE_BYTES, PARENT, PRESENT, Pagemap, parse
 
@@ -17,6 +19,9 @@ OURS = "lazyrestore.json"
 """What an image says of its processes; never part of a folder."""
 FILE_BYTES_MAX = 4 << 20
 """What is longer becomes a region."""
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 _PAGEMAP = re.compile(r"pagemap-((?:shmem-)?[0-9]+)\.img", re.ASCII)
 _PAGES = re.compile(r"pages-[0-9]+\.img", re.ASCII)
@@ -183,6 +188,34 @@ def open_chain(path: str) -> list[Folder]:
 def needs_parent(pagemap: Pagemap) -> bool:
     """True if it has pages that are in another folder."""
     return any(flags & PARENT for _, _, flags in pagemap.entries)
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> None:
+    """See that an image of processes has all that its files tell of.
+
+    Raises:
+        ImageError: something is missing, damaged, or not known.
+    """
+    where = checkpoint.image.path
+    files = checkpoint.image.files
+    check_inventory(files.get(INVENTORY, b""), f"{where}: {INVENTORY}")
+    tasks = parse_tree(files, where)
+    said = [dataclasses.replace(task, nbytes=0) for task in checkpoint.tasks]
+    if said != tasks or checkpoint.root != tasks[0].pid:
+        raise ImageError(f"{where} is damaged: {OURS} and pstree.img do not agree")
+    users: set[int] = set()
+    for name in checkpoint.objects():
+        pagemap = checkpoint.pagemap(name)
+        assert pagemap is not None
+        if pagemap.pages_id in users:
+            raise ImageError(f"{where} is damaged: two pagemaps have the same pages")
+        users.add(pagemap.pages_id)
+        for address, pages, flags in pagemap.entries:
+            if flags & (PARENT | PRESENT) != PRESENT:
+                raise ImageError(
+                    f"{where} is damaged: the pages of {name} at {address:#x} are not in the image"
+                )
+            checkpoint.find(name, address, address + pages * PAGE_BYTES)
 
 
 def describe(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lazyrestore.errors import ImageError
+from lazyrestore.reports import ProcessInfo
 
 from .protobuf import MessageError, decode, decode_numbers, frames
 
@@ -40,6 +41,14 @@ class Task:
     threads: int
     is_zombie: bool = False
     nbytes: int = 0
+
+
+def report(tasks: Iterable[Task]) -> tuple[ProcessInfo, ...]:
+    """Tasks as reports have them."""
+    return tuple(
+        ProcessInfo(task.pid, task.ppid, task.comm, task.threads, task.is_zombie, task.nbytes)
+        for task in tasks
+    )
 
 
 def check_inventory(data: bytes, what: str) -> None:

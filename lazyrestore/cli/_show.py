@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lazyrestore.reports import ProcessInfo
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -75,6 +79,25 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: str 
             for head, cell, width in zip(heads, row, widths, strict=True)
         ]
         print("  ".join(cells).rstrip())
+
+
+def print_tree(processes: Sequence[ProcessInfo]) -> None:
+    """A table of processes, children below their parents and further in."""
+    children: dict[int, list[ProcessInfo]] = {}
+    known = {process.pid for process in processes}
+    for process in processes:
+        parent = process.ppid if process.ppid in known and process.ppid != process.pid else 0
+        children.setdefault(parent, []).append(process)
+    rows = []
+    waiting = [(0, process) for process in reversed(children.pop(0, []))]
+    while waiting:
+        depth, process = waiting.pop()
+        what = "ended" if process.zombie else size(process.bytes)
+        pid = f"{'  ' * depth}{process.pid}"
+        rows.append((pid, str(process.threads), what, process.comm))
+        below = children.pop(process.pid, [])
+        waiting += [(depth + 1, child) for child in reversed(below)]
+    print_table(("process", "threads", "pages", "name"), rows, right="threads pages")
 
 
 def print_histogram(title: str, rows: Sequence[tuple[float, float, int]]) -> None:

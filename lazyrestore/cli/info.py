@@ -9,6 +9,7 @@ from ._arguments import ImageArgument, JsonOption
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lazyrestore._open import Image
+    from lazyrestore.reports import ImageInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ def info(image: ImageArgument, json: JsonOption = False) -> None:
     print(one_line(f"{found.path}: a lazyrestore image, version {found.version}"))
     print_fields(
         [
+            *([("processes", _count_processes(found))] if found.processes else []),
             ("made", f"{found.created} by {found.writer}"),
             ("of", found.source or "(not said)"),
             ("memory", f"{size(found.logical_bytes)} in {count(len(found.regions), 'region')}"),
@@ -71,6 +73,20 @@ def info(image: ImageArgument, json: JsonOption = False) -> None:
             ("id", found.id),
         ]
     )
+    if found.processes:
+        from ._show import print_tree
+
+        print()
+        print_tree(found.processes)
+
+
+def _count_processes(found: ImageInfo) -> str:
+    from ._show import count
+
+    number = len(found.processes)
+    text = f"{number} process{'es' if number > 1 else ''}, "
+    text += count(sum(process.threads for process in found.processes), "thread")
+    return text + (f"; dumped by CRIU {found.criu_version}" if found.criu_version else "")
 
 
 def _look_beside(image: Image) -> tuple[Beside | None, str]:

@@ -18,6 +18,8 @@ def ls(image: ImageArgument, json: JsonOption = False) -> None:
     with Image(image) as opened:
         regions = opened.regions
         metadata = opened.all_metadata()
+        files = {name: len(data) for name, data in opened.files.items()}
+        processes = opened.info.processes
     if json:
         from ._show import plain, print_json
 
@@ -26,18 +28,31 @@ def ls(image: ImageArgument, json: JsonOption = False) -> None:
             fields = plain(region)
             assert isinstance(fields, dict)
             listed.append({**fields, "metadata": kept})
-        print_json({"path": image, "regions": listed})
-    else:
-        print_regions(regions, metadata)
+        kept_files = [{"name": name, "bytes": nbytes} for name, nbytes in files.items()]
+        print_json({"path": image, "regions": listed, "files": kept_files})
+        return
+    names = {str(process.pid): process.comm for process in processes}
+    print_regions(regions, metadata, names)
+    if files:
+        from ._show import count, size
+
+        print(f"and {count(len(files), 'file')}, {size(sum(files.values()))}: --json lists them")
 
 
-def print_regions(regions: Sequence[RegionInfo], metadata: Sequence[object] | None) -> None:
-    """A table of regions, with a column of what they were if their metadata is given."""
+def print_regions(
+    regions: Sequence[RegionInfo],
+    metadata: Sequence[object] | None,
+    processes: Mapping[str, str] | None = None,
+) -> None:
+    """A table of regions, with a column of what they were if their metadata is given.
+
+    `processes` has the names of those whose pids regions' names begin with.
+    """
     from ._show import print_table, protection, size
 
     # A process's regions are named for their addresses.
     has_addresses = any(
-        region.address and not region.name.startswith(f"{region.address:x}-") for region in regions
+        region.address and f"/{region.address:x}-" not in f"/{region.name}" for region in regions
     )
     heads = ["name", *(["address"] if has_addresses else []), "length", "prot"]
     rows = []
@@ -49,7 +64,8 @@ def print_regions(regions: Sequence[RegionInfo], metadata: Sequence[object] | No
     if metadata is not None:
         heads.append("what")
         for row, kept in zip(rows, metadata, strict=True):
-            row.append(_describe(kept))
+            owner = row[0].partition("/")[0]
+            row.append(_describe(kept) or (processes or {}).get(owner, ""))
     print_table(heads, rows, right="address length")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -17,11 +18,11 @@ from lazyrestore._criu.folder import (
     pagemap_name,
     pages_name,
 )
-from lazyrestore._criu.inventory import parse_tree
+from lazyrestore._criu.inventory import parse_tree, report
 from lazyrestore._criu.layout import FILE_PREFIX, Placer, length_of
 from lazyrestore._criu.pagemap import Pagemap
 from lazyrestore.errors import ImageError
-from lazyrestore.reports import Skipped
+from lazyrestore.reports import ProcessInfo, Skipped
 
 from ._files import copy_piece
 from .base import Sink
@@ -46,6 +47,7 @@ class CriuFolder:
         self._path = os.fsdecode(path)
         self._criu_version = criu_version
         self._opened: _Opened | None = None
+        self.processes: tuple[ProcessInfo, ...] = ()
 
     def describe(self) -> str:
         """What this is, for people."""
@@ -90,6 +92,10 @@ class CriuFolder:
             sink.add_file(name, data)
         description = describe(opened.tasks, opened.pagemaps, self._criu_version)
         sink.add_file(OURS, json.dumps(description, separators=(",", ":")).encode())
+        nbytes = {name: pagemap.present_bytes for name, pagemap in opened.pagemaps.items()}
+        self.processes = report(
+            dataclasses.replace(task, nbytes=nbytes.get(str(task.pid), 0)) for task in opened.tasks
+        )
         for name in newest.others:
             self.skipped.append(Skipped(name, 0, 0, "it is not a file"))
 
