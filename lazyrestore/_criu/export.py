@@ -15,6 +15,7 @@ Progress = Callable[[int, int | None], None]
 Rewrite = Callable[[str, Pagemap], Pagemap]
 
 _WINDOW_BYTES = 4 << 20
+_PIECES_MAX = 1024  # in one writev
 _FILE_MODE = 0o600
 
 
@@ -124,8 +125,9 @@ class _Export:
                             self._room = bytearray(span)
                         with memoryview(self._room)[:span] as view:
                             reader.read_into(number, offset, view)
-                            for start, end in pieces:
-                                self._write(fd, view[start:end])
+                            for at in range(0, len(pieces), _PIECES_MAX):
+                                some = pieces[at : at + _PIECES_MAX]
+                                self._write(fd, [view[start:end] for start, end in some])
                 finally:
                     os.close(fd)
 
@@ -182,21 +184,24 @@ class _Export:
                 for offset in range(0, length, _WINDOW_BYTES):
                     piece = bytearray(min(_WINDOW_BYTES, length - offset))
                     reader.read_into(number, offset, piece)
-                    self._write(fd, memoryview(piece))
+                    self._write(fd, [memoryview(piece)])
         finally:
             os.close(fd)
 
     def _write_bytes(self, name: str, data: bytes) -> None:
         fd = self._folder.create(name)
         try:
-            self._write(fd, memoryview(data))
+            self._write(fd, [memoryview(data)])
         finally:
             os.close(fd)
 
-    def _write(self, fd: int, view: memoryview) -> None:
-        at = 0
-        while at < len(view):
-            at += os.write(fd, view[at:])
-        self._done += len(view)
+    def _write(self, fd: int, views: list[memoryview]) -> None:
+        written = os.writev(fd, views)
+        for view in views:
+            at = min(len(view), written)
+            written -= at
+            while at < len(view):  # a disk that is nearly full takes less than all
+                at += os.write(fd, view[at:])
+            self._done += len(view)
         if self._progress is not None and self._total is not None:
             self._progress(self._done, self._total)

@@ -101,11 +101,16 @@ class RegionTable:
                 continue
             spans.setdefault(name, []).append((start, start + region.length, number))
         self._spans = {name: sorted(found) for name, found in spans.items()}
+        self._last = ("", 0, 0, 0)  # what was found last: mostly the next one is there too
 
     def find(self, name: str, address: int) -> tuple[int, int, int] | None:
         """(start, end, number) of the region that has an address of an object, or None."""
+        last, start, end, number = self._last
+        if last == name and start <= address < end:
+            return start, end, number
         spans = self._spans.get(name, ())
         at = bisect_right(spans, address, key=lambda span: span[0]) - 1
-        if at >= 0 and address < spans[at][1]:
-            return spans[at]
-        return None
+        if at < 0 or address >= spans[at][1]:
+            return None
+        self._last = (name, *spans[at])
+        return spans[at]

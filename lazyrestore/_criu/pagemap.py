@@ -65,15 +65,24 @@ class Pagemap:
 
 def build_entries(entries: Iterable[Entry], is_wide: bool = False) -> bytes:
     """Entries as they stand in the file."""
-    built = []
+    built = bytearray()
     for address, pages, flags in entries:
-        narrow = pages if pages < 1 << 32 else 0
-        message = encode_field(_VADDR, address) + encode_field(_COMPAT_PAGES, narrow)
-        message += encode_field(_FLAGS, flags)
-        if is_wide or narrow != pages:
-            message += encode_field(_PAGES, pages)
-        built.append(frame(message))
-    return b"".join(built)
+        start = len(built)
+        built += b"\0\0\0\0\x08"
+        rest = address
+        while rest >= 0x80:
+            built.append(rest & 0x7F | 0x80)
+            rest >>= 7
+        built.append(rest)
+        if pages < 0x80 and flags < 0x80 and not is_wide:
+            built += bytes((_KEY_COMPAT_PAGES, pages, _KEY_FLAGS, flags))
+        else:
+            narrow = pages if pages < 1 << 32 else 0
+            built += encode_field(_COMPAT_PAGES, narrow) + encode_field(_FLAGS, flags)
+            if is_wide or narrow != pages:
+                built += encode_field(_PAGES, pages)
+        built[start] = len(built) - start - 4  # far below 256
+    return bytes(built)
 
 
 def parse(data: bytes, what: str) -> Pagemap:

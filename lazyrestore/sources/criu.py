@@ -24,7 +24,7 @@ from lazyrestore._criu.pagemap import Pagemap
 from lazyrestore.errors import ImageError
 from lazyrestore.reports import ProcessInfo, Skipped
 
-from ._files import copy_piece
+from ._files import copy_piece, read_error
 from .base import Sink
 
 _FILES_BYTES_MAX = 32 << 20
@@ -107,21 +107,20 @@ class CriuFolder:
     def _write_pages(self, sink: Sink, name: str, pieces: list[Piece]) -> None:
         opened = self._open()
         placer = Placer(sink, name)
-        descriptors: dict[int, int] = {}
+        files: dict[int, _Pages] = {}
         try:
             for piece in pieces:
-                folder = opened.chain[piece.level]
-                file = pages_name(folder.pagemaps[name].pages_id)
-                if piece.level not in descriptors:
-                    descriptors[piece.level] = folder.open(file)
+                file = files.get(piece.level)
+                if file is None:
+                    folder = opened.chain[piece.level]
+                    file = _Pages(folder, pages_name(folder.pagemaps[name].pages_id))
+                    files[piece.level] = file
                 placer.place(piece.address, piece.nbytes)
-                what = os.path.join(folder.path, file)
-                end = piece.offset + piece.nbytes
-                copy_piece(sink, descriptors[piece.level], piece.offset, end, what, what)
+                file.copy(sink, piece.offset, piece.nbytes)
             placer.finish()
         finally:
-            for fd in descriptors.values():
-                os.close(fd)
+            for file in files.values():
+                file.close()
 
     @staticmethod
     def _copy(sink: Sink, folder: Folder, name: str, start: int, end: int) -> None:
@@ -131,6 +130,37 @@ class CriuFolder:
             copy_piece(sink, fd, start, end, what, what)
         finally:
             os.close(fd)
+
+
+class _Pages:
+    """A file with pages. There may be very many short pieces of it."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._path = os.path.join(folder.path, name)
+        self._fd = folder.open(name)
+        self._at = 0
+
+    def copy(self, sink: Sink, offset: int, nbytes: int) -> None:
+        """Append a piece of it to the sink."""
+        self._at = offset
+        sink.fill(self._fetch, nbytes)
+
+    def _fetch(self, view: memoryview) -> int:
+        filled = 0
+        while filled < len(view):
+            try:
+                count = os.preadv(self._fd, [view[filled:] if filled else view], self._at)
+            except OSError as error:
+                raise read_error(error, self._path) from None
+            if count == 0:
+                raise ImageError(f"{self._path} became shorter while it was read: dump again")
+            filled += count
+            self._at += count
+        return filled
+
+    def close(self) -> None:
+        """Done with it."""
+        os.close(self._fd)
 
 
 class _Opened:
