@@ -28,6 +28,7 @@ from ._files import copy_piece, read_error
 from .base import Sink
 
 _FILES_BYTES_MAX = 32 << 20
+_SPARSE_BYTES = 1 << 20  # of a piece in which holes are worth looking for
 _CLUSTER_BYTES = 65536  # unless told otherwise; for progress only
 
 
@@ -142,6 +143,9 @@ class _Pages:
 
     def copy(self, sink: Sink, offset: int, nbytes: int) -> None:
         """Append a piece of it to the sink."""
+        if nbytes >= _SPARSE_BYTES:
+            copy_piece(sink, self._fd, offset, offset + nbytes, self._path, self._path)
+            return
         self._at = offset
         sink.fill(self._fetch, nbytes)
 
