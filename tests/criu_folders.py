@@ -42,9 +42,7 @@ def magic(*numbers: int) -> bytes:
 def pagemap(pages_id: int, entries: Sequence[tuple[int, int, int]]) -> bytes:
     """As CRIU 4.1 writes it; an entry is address, number of pages, flags."""
     head = magic(COMMON, PAGEMAP) + message((1, pages_id))
-    messages = (
-        message((1, address), (2, pages), (4, flags)) for address, pages, flags in entries
-    )
+    messages = (message((1, address), (2, pages), (4, flags)) for address, pages, flags in entries)
     return head + b"".join(messages)
 
 

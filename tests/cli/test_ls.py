@@ -53,8 +53,13 @@ def test_every_golden_image() -> None:
     for name, text, listed in zip(SOUND, texts, objects, strict=True):
         with lazyrestore.open(sound(name)) as image:
             names = [region.name for region in image.regions]
-        assert [region["name"] for region in json.loads(listed.ok().out)["regions"]] == names
+            files = {kept: len(data) for kept, data in image.files.items()}
+        said = json.loads(listed.ok().out)
+        assert [region["name"] for region in said["regions"]] == names
+        assert {file["name"]: file["bytes"] for file in said["files"]} == files
         lines = text.ok().out.splitlines()[1:]
+        if files:
+            assert lines.pop().startswith(f"and {len(files)} file")
         assert len(lines) == len(names)
         for line, region in zip(lines, names, strict=True):
             assert line.startswith(region)
