@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 PAGE = 4096
@@ -89,3 +89,58 @@ class FolderMaker:
 def contents(folder: Path) -> dict[str, bytes]:
     """All that is in a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def make_incremental(folder: Path, older: Path) -> int:
+    """Make a whole folder one that builds on another, as CRIU's own incremental dumps are.
+
+    Pages that are the same in both are taken out of the newer. Returns how many those are.
+    """
+    from lazyrestore._criu.pagemap import parse
+
+    shared = 0
+    for path in folder.glob("pagemap-*.img"):
+        newer = parse(path.read_bytes(), path.name)
+        before = older / path.name
+        if not before.exists():
+            continue
+        known = dict(pages_of(older, path.name))
+        entries: list[tuple[int, int, int]] = []
+        content = []
+        flags_of = {
+            address + number * PAGE: flags
+            for address, count, flags in newer.entries
+            for number in range(count)
+        }
+        for address, data in pages_of(folder, path.name):
+            flags = flags_of[address] if known.get(address) != data else PARENT
+            if flags != PARENT:
+                content.append(data)
+            shared += flags == PARENT
+            if entries:
+                first, count, last_flags = entries[-1]
+                if last_flags == flags and first + count * PAGE == address:
+                    entries[-1] = (first, count + 1, flags)
+                    continue
+            entries.append((address, 1, flags))
+        path.write_bytes(pagemap(newer.pages_id, entries))
+        (folder / f"pages-{newer.pages_id}.img").write_bytes(b"".join(content))
+    (folder / "parent").symlink_to(f"../{older.name}")
+    return shared
+
+
+def pages_of(folder: Path, name: str) -> Iterator[tuple[int, bytes]]:
+    """Address and content of each page of a pagemap; those in a parent are looked up there."""
+    from lazyrestore._criu.pagemap import parse
+
+    found = parse((folder / name).read_bytes(), name)
+    inherited: dict[int, bytes] | None = None
+    with open(folder / f"pages-{found.pages_id}.img", "rb") as file:
+        for address, count, flags in found.entries:
+            for at in range(address, address + count * PAGE, PAGE):
+                if flags & PRESENT:
+                    yield at, file.read(PAGE)
+                    continue
+                if inherited is None:
+                    inherited = dict(pages_of(folder / "parent", name))
+                yield at, inherited[at]

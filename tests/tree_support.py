@@ -103,10 +103,13 @@ def wait_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
-def restore(criu: str, folder: Path) -> int:
+def restore(criu: str, folder: Path, *options: str) -> int:
     """Have CRIU run what is in a folder of its images. Returns the root's number."""
     done = subprocess.run(
-        [criu, "restore", "-D", folder, "-d", "-o", "restore.log", "-v2", "--pidfile", "pid"],
+        [
+            *(criu, "restore", "-D", folder, "-d", "-o", "restore.log", "-v2"),
+            *("--pidfile", "pid", *options),
+        ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=LIMIT_S,
