@@ -58,6 +58,10 @@ class Tree:
     def has_ended(self) -> None:
         """See that nothing of it is there any more."""
         self.process.wait(LIMIT_S)
+        self.has_gone()
+
+    def has_gone(self) -> None:
+        """The same of one that was restored, whose parent is another."""
         for pid in self.pids:
             wait_gone(pid)
 

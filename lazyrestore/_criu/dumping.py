@@ -53,6 +53,10 @@ _SHIELDED = (
     signal.SIGPIPE,
 )
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SETTINGS = (
+    "see whether /etc/criu/default.conf, ~/.criu/default.conf or CRIU_CONFIG_FILE changes how it"
+    " dumps"
+)
 _SOCKET_BYTES = 4 << 20  # of pages that CRIU may send ahead
 _SO_SNDBUFFORCE = 32
 _MM_IMAGE = re.compile(r"mm-([0-9]+)\.img")
@@ -231,7 +235,7 @@ class _Conversation:
             self._look_again()
         elif notification == _POST_DUMP:
             if not server.is_complete:
-                raise CriuError("CRIU says that its dump is complete, and has not sent all pages")
+                raise CriuError(f"CRIU has not sent the pages to where it was told: {_SETTINGS}")
             self._stack.enter_context(_signals_held_back())
             self._complete(server)
 
@@ -255,18 +259,14 @@ class _Conversation:
         with_memory = set()
         for name in names:
             if _PAGE_IMAGE.fullmatch(name) or self._files.size(name) < 0:
-                raise CriuError(
-                    f"CRIU has written {name}, as is not asked of it here: see whether"
-                    " /etc/criu/default.conf or ~/.criu/default.conf changes how it dumps"
-                )
+                raise CriuError(f"CRIU has written {name}, as is not asked of it here: {_SETTINGS}")
             found = _MM_IMAGE.fullmatch(name)
             if found:
                 with_memory.add(int(found[1]))
         if with_memory != self._image.pids:
             raise CriuError(
                 f"CRIU has dumped the processes {sorted(with_memory)}, and sent the pages of"
-                f" {sorted(self._image.pids)}: see whether /etc/criu/default.conf or"
-                " ~/.criu/default.conf changes how it dumps"
+                f" {sorted(self._image.pids)}: {_SETTINGS}"
             )
 
 

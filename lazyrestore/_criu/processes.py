@@ -62,12 +62,23 @@ def refuse_incomplete(pid: int) -> None:
     for one in tree(pid):
         for mapping in _mappings(one):
             if mapping.may_wait_for_pager:
+                what = "wait until its restore is complete (`lazyrestore top` shows it)"
+                if _holds_userfaultfd(one):
+                    what = "have it close its sessions, or wait until its restore is complete"
                 raise ProcessError(
                     f"process {one}{process_name(one)} is itself being lazily restored: pages of"
                     f" {mapping.label} may not be there yet, and would be zeros in the image:"
-                    " wait until its restore is complete (`lazyrestore top` shows it), and dump"
-                    " again"
+                    f" {what}, and dump again"
                 )
+
+
+def _holds_userfaultfd(pid: int) -> bool:
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[userfaultfd]":
+                    return True
+    return False
 
 
 def tree(pid: int) -> Iterator[int]:

@@ -57,6 +57,14 @@ _HINTS: tuple[tuple[str, str], ...] = (
         " lazyrestore restore ...",
     ),
     (
+        r"session leader .* outside of its pid namespace",
+        "start it as a session of its own in its namespace: unshare -p -f --mount-proc setsid ...",
+    ),
+    (
+        r"Can't dump nested pid namespace",
+        "dump the first process of that pid namespace instead of the one that made it",
+    ),
+    (
         r"shell-job|[Ff]ound (?:dangling|slave) (?:tty|peer)|session leader .* outside",
         "it belongs to a terminal: add --criu-opt=--shell-job, to the dump and to the restore,"
         " or start it with setsid and its output in files",
@@ -70,6 +78,11 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"External socket is used|ext-unix-sk",
         "it has a socket whose other end is outside of what is dumped: dump the process that has"
         " it too, or add --criu-opt=--ext-unix-sk",
+    ),
+    (
+        r"Can't lookup mount",
+        "it has a file open that is from outside of its mount namespace: have it open its files"
+        " inside, its standard streams as well",
     ),
     (r"file-locks|file locks are hold", "add --criu-opt=--file-locks, to both"),
     (r"link-remap", "it has a file that was removed: add --criu-opt=--link-remap"),

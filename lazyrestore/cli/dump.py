@@ -105,6 +105,8 @@ def dump(
         )
     if process is None and (leave_running or criu_opt or criu_bin is not None):
         raise UsageError("--leave-running, --criu-opt and --criu-bin are for --process")
+    if ranges and pid is None:
+        raise UsageError("--range is for --pid: all else is dumped as a whole")
     if process is not None:
         source: Source = _process_tree(process, leave_running, criu_bin, criu_opt)
     else:
@@ -112,12 +114,14 @@ def dump(
     if image == "-":
         raise UsageError("an image is not written to standard output: give a file's name")
 
+    runs_on = "" if process is None else f", and process {process} runs on"
+
     from lazyrestore import dump as dump_to
     from lazyrestore.cli._progress import Progress
 
     with (
         Progress("dump", quiet=quiet) as progress,
-        stopping_means(f"the dump was given up: {image} is as it was"),
+        stopping_means(f"the dump was given up: {image} is as it was{runs_on}"),
         usage_errors(),
     ):
         report = dump_to(
@@ -152,8 +156,6 @@ def _source(
     criu: str | None,
     ranges: list[str] | None,
 ) -> Source:
-    if ranges and pid is None:
-        raise UsageError("--range is for --pid: all else is dumped as a whole")
     from lazyrestore import sources
 
     if file is not None:

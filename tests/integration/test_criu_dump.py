@@ -7,11 +7,13 @@ import ctypes
 import errno
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -109,7 +111,9 @@ def before(module, name, number):
     def wrapped(*arguments, **named):
         nonlocal calls
         calls += 1
-        if calls == number:
+        if calls == number and what == signal.SIGINT:
+            os.killpg(0, what)  # as a terminal does
+        elif calls == number:
             os.kill(os.getpid(), what)
         return real(*arguments, **named)
     setattr(module, name, wrapped)
@@ -126,6 +130,8 @@ match place:
     case "renamed":
         before(_outfile, "_sync_folder", 1)
 
+# As in a program that is no Python: CRIU must not inherit the end by a closed socket.
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 lazyrestore.dump(lazyrestore.ProcessTree(pid), image)
 """
 
@@ -138,6 +144,7 @@ def run_dump(tree: Tree, image: Path, place: str, number: int, criu_path: str) -
         env={**os.environ, "CRIU": criu_path, "PYTHONPATH": str(ROOT), "TMPDIR": str(image.parent)},
         capture_output=True,
         timeout=LIMIT_S,
+        start_new_session=True,
     )
     return done.returncode
 
@@ -346,6 +353,57 @@ def test_one_that_holds_a_userfaultfd_is_refused(tmp_path, criu_path):
         assert process.poll() is None
 
 
+def test_one_that_criu_restores_lazily_is_refused_until_all_is_there(tree, tmp_path, criu_path):
+    image, folder = tmp_path / "tree.lzr", tmp_path / "criu"
+    lazyrestore.dump(ProcessTree(tree.pid, criu=criu_path), image)
+    tree.has_ended()
+    checkpoint_of(image).write_folder(str(folder))
+    with lazy_pages(criu_path, folder) as pager:
+        restore(criu_path, folder, "--lazy-pages")
+        pager.send_signal(signal.SIGSTOP)
+        wait_for(lambda: state_of(pager.pid) == "T")
+        with pytest.raises(ProcessError, match="being lazily restored"):
+            lazyrestore.dump(ProcessTree(tree.pid, criu=criu_path), tmp_path / "again.lzr")
+        assert not (tmp_path / "again.lzr").exists()
+        pager.send_signal(signal.SIGCONT)
+        assert pager.wait(LIMIT_S) == 0  # it has brought everything
+    tree.goes_on()
+    lazyrestore.dump(ProcessTree(tree.pid, criu=criu_path), tmp_path / "again.lzr")
+    tree.has_gone()
+    shutil.rmtree(folder)
+    checkpoint_of(tmp_path / "again.lzr").write_folder(str(folder))
+    restore(criu_path, folder)
+    tree.goes_on()
+
+
+@contextlib.contextmanager
+def lazy_pages(criu_path: str, folder: Path):
+    """CRIU's own pager, ready."""
+    read_end, write_end = os.pipe()
+    pager = subprocess.Popen(
+        [criu_path, "lazy-pages", "-D", folder, "--status-fd", str(write_end)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[write_end],
+    )
+    os.close(write_end)
+    try:
+        assert os.read(read_end, 1) == b"\0"
+        yield pager
+    finally:
+        os.close(read_end)
+        pager.kill()
+        pager.wait()
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def registered(pid: int) -> tuple[int, int]:
     from lazyrestore.sources import _smaps
 
@@ -382,7 +440,7 @@ def test_a_terminal_needs_an_option(tmp_path, criu_path):
         )
         report = lazyrestore.dump(source, tmp_path / "sleep.lzr")
         assert [one.comm for one in report.processes] == ["sleep"]
-        assert state_of(pid) == "S"
+        assert state_of(pid) in "RS"
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -415,3 +473,61 @@ def test_one_that_is_traced(tmp_path, criu_path, tree):
     finally:
         libc.ptrace(PTRACE_DETACH, tree.pid, None, None)
     tree.goes_on()
+
+
+@pytest.mark.parametrize("setting", ["lazy-pages", "prev-images-dir /tmp"])
+def test_a_setting_that_keeps_pages_away_is_noticed(
+    tree, tmp_path, criu_path, monkeypatch, setting
+):
+    (tmp_path / "criu.conf").write_text(f"{setting}\n")
+    monkeypatch.setenv("CRIU_CONFIG_FILE", str(tmp_path / "criu.conf"))
+    with pytest.raises(CriuError, match="CRIU_CONFIG_FILE"):
+        lazyrestore.dump(ProcessTree(tree.pid, criu=criu_path), tmp_path / "tree.lzr")
+    tree.goes_on()
+    assert not (tmp_path / "tree.lzr").exists()
+
+
+# ---- Large files ---------------------------------------------------------------------------------
+
+_REMOVED = """
+import hashlib, os, sys, time
+file = open(sys.argv[1] + ".removed", "w+b")
+file.write(os.urandom(6 << 20))
+file.flush()
+os.unlink(file.name)
+while True:
+    file.seek(0)
+    found = hashlib.blake2b(file.read()).hexdigest()
+    with open(sys.argv[1] + ".new", "w") as out:
+        out.write(found)
+    os.rename(out.name, sys.argv[1])
+    time.sleep(0.01)
+"""
+
+
+def test_a_large_removed_file_is_a_region(tmp_path, criu_path):
+    status, image, folder = tmp_path / "status", tmp_path / "removed.lzr", tmp_path / "criu"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _REMOVED, str(status)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(status.exists)
+        before = status.read_text()
+        source = ProcessTree(process.pid, criu=criu_path, criu_options=["--ghost-limit=16M"])
+        report = lazyrestore.dump(source, image)
+        process.wait(LIMIT_S)
+        (name,) = (one.name for one in report.regions if one.name.startswith("file/"))
+        assert name.startswith("file/ghost-file-")
+        checkpoint_of(image).write_folder(str(folder))
+        status.unlink()
+        restore(criu_path, folder)
+        wait_for(status.exists)
+        assert status.read_text() == before
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()

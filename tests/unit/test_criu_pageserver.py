@@ -60,7 +60,7 @@ def ends(request) -> Iterator[tuple[Sender, socket.socket]]:
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):  # by the kernel: Python's own would not let it look without waiting
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("qq", 60, 0))
+            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("qq", 20, 0))
     with ours, theirs:
         yield Sender(theirs, request.param), ours
 
