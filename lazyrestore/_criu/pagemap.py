@@ -30,7 +30,8 @@ FLAGS_KNOWN = frozenset((PARENT, PARENT | LAZY, LAZY, PRESENT, PRESENT | LAZY))
 _ADDRESS_LIMIT = 1 << 64
 _VADDR, _COMPAT_PAGES, _IN_PARENT, _FLAGS, _PAGES = 1, 2, 3, 4, 5
 # The first bytes of these fields, as varints.
-_KEY_VADDR, _KEY_COMPAT_PAGES, _KEY_FLAGS = 0x08, 0x10, 0x20
+_KEY_VADDR, _KEY_COMPAT_PAGES, _KEY_FLAGS, _KEY_PAGES = 0x08, 0x10, 0x20, 0x28
+_NO_COMPAT_PAGES = bytes((0, _KEY_FLAGS))
 
 Entry = tuple[int, int, int]
 """Address (of shared memory: offset in it) in bytes, number of pages, flags."""
@@ -77,9 +78,10 @@ def build_entries(entries: Iterable[Entry], is_wide: bool = False) -> bytes:
         if pages < 0x80 and flags < 0x80 and not is_wide:
             built += bytes((_KEY_COMPAT_PAGES, pages, _KEY_FLAGS, flags))
         else:
-            narrow = pages if pages < 1 << 32 else 0
-            built += encode_field(_COMPAT_PAGES, narrow) + encode_field(_FLAGS, flags)
-            if is_wide or narrow != pages:
+            wide = is_wide or pages >= 1 << 32
+            built += encode_field(_COMPAT_PAGES, 0 if wide else pages)
+            built += encode_field(_FLAGS, flags)
+            if wide:
                 built += encode_field(_PAGES, pages)
         built[start] = len(built) - start - 4  # far below 256
     return bytes(built)
@@ -129,8 +131,9 @@ def _parse_entries(data: bytes, at: int) -> tuple[list[Entry], bool]:
     while at < end:
         start = at + 4
         stop = start + from_bytes(data[at:start], "little")
-        # 08 vaddr, 10 number of pages, 20 flags of one byte, and no more: nearly always.
-        if stop <= end and data[stop - 2] == _KEY_FLAGS and data[start] == _KEY_VADDR:
+        # 08 vaddr, 10 pages, 20 flags of one byte; or 08 vaddr, 10 0, 20 flags, 28 pages: these
+        # two forms are what versions 4.1 and 4.2 write.
+        if start < stop <= end and data[start] == _KEY_VADDR:
             at = start + 1
             byte = data[at]
             address = byte & 0x7F
@@ -142,6 +145,10 @@ def _parse_entries(data: bytes, at: int) -> tuple[list[Entry], bool]:
                 shift += 7
             if data[at + 1] == _KEY_COMPAT_PAGES:
                 at += 2
+                flags = 0x80
+                if data[at : at + 2] == _NO_COMPAT_PAGES and data[at + 3] == _KEY_PAGES:
+                    flags = data[at + 2]
+                    at += 4
                 byte = data[at]
                 pages = byte & 0x7F
                 shift = 7
@@ -150,7 +157,12 @@ def _parse_entries(data: bytes, at: int) -> tuple[list[Entry], bool]:
                     byte = data[at]
                     pages |= (byte & 0x7F) << shift
                     shift += 7
-                if at == stop - 3 and data[stop - 1] < 0x80:
+                if flags < 0x80 and at == stop - 1:
+                    is_wide = True
+                    append((address, pages, flags))
+                    at = stop
+                    continue
+                if at == stop - 3 and data[stop - 2] == _KEY_FLAGS and data[stop - 1] < 0x80:
                     append((address, pages, data[stop - 1]))
                     at = stop
                     continue

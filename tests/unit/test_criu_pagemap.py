@@ -38,16 +38,17 @@ def test_written_as_criu_does_and_read_again(pages_id, listed):
 
 @given(entries())
 def test_numbers_of_pages_of_64_bits(listed):
+    """As CRIU 4.2 writes them"""
     data = HEAD
     for address, pages, flags in listed:
-        data += message((1, address), (2, pages), (4, flags), (5, pages))
+        data += message((1, address), (2, 0), (4, flags), (5, pages))
     found = parse(data, "it")
     assert (found.entries, found.is_wide) == (listed, bool(listed))
     assert found.build() == data
 
 
 def test_the_wide_number_counts_where_both_stand():
-    huge = HEAD + message((1, 0), (2, 0), (4, 4), (5, 1 << 33))
+    huge = HEAD + message((1, 0), (2, 7), (4, 4), (5, 1 << 33))
     assert parse(huge, "it").entries == [(0, 1 << 33, 4)]
     assert parse(Pagemap(3, [(0, 1 << 33, 4)]).build(), "it").entries == [(0, 1 << 33, 4)]
     assert parse(HEAD + message((1, 0), (4, 4), (5, 9)), "it").entries == [(0, 9, 4)]
@@ -85,6 +86,10 @@ def test_entries_of_old_versions():
         (HEAD + message((1, 4096), (2, 1), (4, b"4")), "has field 4, which no version"),
         (HEAD + message((2, 1), (4, 4)), "no address"),
         (HEAD + message(), "no address"),
+        (HEAD + message((1, 4096), (2, 0), (4, 8), (5, 1)), "flags 0x8, which are not known"),
+        (HEAD + message((1, 4096), (2, 0), (4, 4), (5, 0)), "0x1000 is not in order"),
+        (HEAD + message((1, 4096), (2, 0), (4, 4), (5, 1))[:-1], "cut short"),
+        (HEAD + message((1, 4096), (2, 0), (4, 4), (5, 1), (6, 0)), "has field 6"),
         (HEAD + message((1, 4096), (4, 4)), "0x1000 is not in order"),
         (HEAD + message((1, 4097), (2, 1), (4, 4)), "0x1001 is not in order"),
         (HEAD + 2 * message((1, 4096), (2, 1), (4, 4)), "0x1000 is not in order"),
