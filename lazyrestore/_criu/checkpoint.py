@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lazyrestore._filemap import check_file_name
 from lazyrestore.errors import ImageError
 
 from .layout import FILE_PREFIX, RegionTable
@@ -70,13 +71,23 @@ class Checkpoint:
         return self._said
 
     def names(self) -> list[str]:
-        """The files of CRIU's folder, but for those with pages of memory, in order."""
-        long = (
-            region.name.removeprefix(FILE_PREFIX)
-            for region in self.image.regions
-            if region.name.startswith(FILE_PREFIX)
-        )
-        return sorted([*(name for name in self.image.files if name != OURS), *long])
+        """The files of CRIU's folder, but for those with pages of memory, in order.
+
+        Raises:
+            ImageError: one has a name that no file in a folder can have, or two have the same.
+        """
+        names = {name for name in self.image.files if name != OURS}
+        for region in self.image.regions:
+            if region.name.startswith(FILE_PREFIX):
+                name = region.name.removeprefix(FILE_PREFIX)
+                try:
+                    check_file_name(name)  # it shall not lead out of the folder
+                except ValueError as error:
+                    raise ImageError(f"{self.image.path} is damaged: {error}") from None
+                if name in names:
+                    raise ImageError(f"{self.image.path} is damaged: it has two files {name!r}")
+                names.add(name)
+        return sorted(names)
 
     def is_long(self, name: str) -> bool:
         """True if a file is a region of the image: `content` would have all of it in memory."""

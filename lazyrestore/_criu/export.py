@@ -6,6 +6,8 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 
+from lazyrestore.errors import ImageError
+
 from .checkpoint import Checkpoint
 from .folder import object_of, pages_name
 from .layout import FILE_PREFIX
@@ -59,13 +61,22 @@ class _NewFolder:
                 ) from None
             self._is_ours = False
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._names: list[str] = []
+        self._names: set[str] = set()
 
     def create(self, name: str) -> int:
-        """A new file's descriptor."""
+        """A new file's descriptor.
+
+        Raises:
+            ImageError: there was one of that name already.
+        """
+        if name in self._names:
+            raise ImageError(
+                f"cannot write {self.path}/{name} twice: the image is damaged; `lazyrestore verify`"
+                " says how"
+            )
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, _FILE_MODE, dir_fd=self._fd)
-        self._names.append(name)
+        self._names.add(name)
         return fd
 
     def undo(self) -> None:

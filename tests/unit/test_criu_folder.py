@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -461,6 +462,16 @@ def without_region(number):
     return change
 
 
+def renamed(name):
+    """Shared memory that is now something else, and nobody misses"""
+
+    def change(files, names):
+        files.pop("pagemap-shmem-920.img")
+        names[4] = name
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -482,13 +493,22 @@ def without_region(number):
             lambda files, names: files.update({"pagemap-9.img": files["pagemap-7.img"]}),
             "does not have the pages of 9|the same pages",
         ),
+        (renamed("file/../evil"), "is not the name of a file"),
+        (renamed("file//tmp/evil"), "is not the name of a file"),
+        (renamed("file/.."), "is not the name of a file"),
+        (renamed("file/" + "n" * 256), "1 to 255 bytes"),
+        (renamed("file/stats-dump"), "two files 'stats-dump'"),
     ],
 )
 def test_verify_looks_at_processes(imported, tmp_path, change, why):
     _, image, _ = imported
     reasons = rewritten(image, tmp_path / "changed.lzr", change)
+    (tmp_path / "out").mkdir()
     if why is None:
         assert reasons == []
     else:
         assert len(reasons) == 1
         assert re.search(why, reasons[0])
+        with lazyrestore.open(tmp_path / "changed.lzr") as made, suppress(ImageError):
+            checkpoint_of(made).write_folder(str(tmp_path / "out" / "in"))
+    assert not (tmp_path / "evil").exists()
