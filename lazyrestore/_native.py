@@ -77,7 +77,25 @@ def _load() -> Lib:
     return library
 
 
+def _make_types(library: Lib) -> None:
+    """Have cffi make all types and functions now.
+
+    It makes each when that is first used. If a garbage collection in between lets another thread
+    go on, and that makes the same type, cffi ends the process by an assertion.
+    """
+    for name in ffi.list_types()[1]:
+        made = ffi.typeof(f"struct {name}")
+        try:
+            ffi.sizeof(made)
+        except ffi.error:  # opaque
+            continue
+        _ = made.fields
+    for name in dir(library):
+        getattr(library, name)
+
+
 lib = _load()
+_make_types(lib)
 
 _DAMAGED = "take another copy, or make the dump again"
 _AGAIN = "the dump was interrupted or the copy is incomplete: make it again"

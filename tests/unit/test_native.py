@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from restore_support import run_in_child
 
 import lazyrestore
 from lazyrestore import _binding, _native, errors
@@ -345,3 +346,43 @@ class TestLazyExports:
     def test_the_library_that_is_loaded_lies_in_the_package(self):
         assert (PACKAGE / "liblazyrestore.so").exists()
         assert Path(_native.__file__).parent == PACKAGE
+
+
+MANY_AT_ONCE = """
+import gc, sys, threading
+from lazyrestore._native import ffi, lib
+
+class Slow:  # to collect: takes more than a thread's turn
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        for _ in range(3000):
+            pass
+
+def make():
+    start.wait()
+    for name in ffi.list_types()[1]:
+        Slow()
+        try:
+            ffi.new(f"struct {name} *")
+        except TypeError:  # opaque
+            pass
+    for name in dir(lib):
+        Slow()
+        getattr(lib, name)
+
+sys.setswitchinterval(1e-6)
+gc.set_threshold(1)
+start = threading.Barrier(4)
+threads = [threading.Thread(target=make) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_may_be_the_first_to_use_a_type():
+    """Without its types made beforehand every other such process aborts."""
+    for _ in range(8):
+        run_in_child(MANY_AT_ONCE)
