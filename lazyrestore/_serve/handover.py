@@ -316,8 +316,13 @@ class Channel:
         """The other side has closed; what was read of a message cut short is dropped."""
         return self._is_at_end
 
-    def receive(self, timeout_s: float | None) -> Message | None:
+    def receive(self, timeout_s: float | None, until: int = -1) -> Message | None:
         """Wait for a message; None: the other side has closed.
+
+        Args:
+            timeout_s: for so long at most.
+            until: a pidfd: when that process has ended and all that it sent was read, this is at
+                its end, too. Others may have its end of the socket.
 
         Raises:
             HandoverTimeout: none came in time.
@@ -331,8 +336,13 @@ class Channel:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise HandoverTimeout(f"nothing came for {timeout_s:g} s")
-            _wait(self.sock, select.POLLIN, left)
-            self.read()
+            if until < 0:
+                _wait(self.sock, select.POLLIN, left)
+                self.read()
+            else:
+                is_over = _wait_for_either(self.sock, until, left)
+                if not self.read() and is_over:
+                    self._is_at_end = True
 
     def close(self) -> None:
         """Close the socket, and the descriptors that were under way to or from it."""
@@ -347,6 +357,15 @@ def _wait(sock: socket.socket, events: int, timeout_s: float | None) -> None:
     poll = select.poll()  # select() knows no descriptors beyond 1023
     poll.register(sock, events)
     poll.poll(None if timeout_s is None else timeout_s * 1000)
+
+
+def _wait_for_either(sock: socket.socket, pidfd: int, timeout_s: float | None) -> bool:
+    """Wait until something is there or a process has ended; whether it has."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    poll.register(pidfd, select.POLLIN)
+    ready = poll.poll(None if timeout_s is None else timeout_s * 1000)
+    return any(fd == pidfd for fd, _ in ready)
 
 
 def pair() -> tuple[Channel, socket.socket]:

@@ -6,6 +6,7 @@ service that takes over, make the same of what they receive. `messages` says all
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -39,6 +40,14 @@ class HeldImage:
 
 
 @dataclass
+class HeldWarden:
+    """Where to ask the warden of a process that has died: see `inheriting`."""
+
+    page: int
+    socket: int
+
+
+@dataclass
 class HeldPeer:
     """A connection; with a record when its handshake is done.
 
@@ -62,6 +71,8 @@ class Holdings:
         promotions: when keepers became pagers, in seconds of CLOCK_MONOTONIC.
         trial: the peer that is just being tried alone; None: none is.
         is_leaving: the service ends on purpose, and admits nobody any more.
+        wardens: by the number of the process whose table each shares.
+        released: userfaultfds of CRIU's tasks, by inode, that are needed no more.
     """
 
     options: Record = field(default_factory=dict)
@@ -71,6 +82,8 @@ class Holdings:
     promotions: list[float] = field(default_factory=list)
     trial: str | None = None
     is_leaving: bool = False
+    wardens: dict[str, HeldWarden] = field(default_factory=dict)
+    released: set[int] = field(default_factory=set)
 
     def apply(self, message: Message) -> bool:
         """Take a message in, and its descriptors; False: it is of another kind.
@@ -97,6 +110,8 @@ class Holdings:
             yield listener_message(key, listener)
         for key, image in self.images.items():
             yield image_message(key, image)
+        for key, warden in self.wardens.items():
+            yield warden_message(key, warden)
         for key, peer in self.peers.items():
             yield peer_message(key, peer)
         yield Message("trial", {"peer": self.trial})
@@ -109,6 +124,9 @@ class Holdings:
         close_all([held.fd for held in self.images.values()])
         for peer in self.peers.values():
             close_all(list(peer.fds.values()))
+        for warden in self.wardens.values():
+            close_all([warden.page, warden.socket])
+        self.wardens.clear()
         self.listeners.clear()
         self.images.clear()
         self.peers.clear()
@@ -175,7 +193,24 @@ class Holdings:
     def _take_gone(self, fields: Record, _message: Message) -> None:
         held = self.peers.pop(_text(fields, "key"), None)
         if held is not None:
+            if (held.record or {}).get("restore") and "userfaultfd" in held.fds:
+                self.released.add(os.fstat(held.fds["userfaultfd"]).st_ino)
             close_all(list(held.fds.values()))
+
+    def _take_warden(self, fields: Record, message: Message) -> None:
+        key = _text(fields, "key")
+        page, sock = message.fds
+        message.take_fds()
+        self.forget_warden(key)
+        self.wardens[key] = HeldWarden(page, sock)
+
+    def _take_unwarden(self, fields: Record, _message: Message) -> None:
+        self.forget_warden(_text(fields, "key"))
+
+    def forget_warden(self, key: str) -> None:
+        """Close what it is asked by; for those that own that."""
+        if (held := self.wardens.pop(key, None)) is not None:
+            close_all([held.page, held.socket])
 
     def _take_trial(self, fields: Record, _message: Message) -> None:
         peer = fields["peer"]
@@ -196,6 +231,8 @@ _TAKE = {
     "gone": Holdings._take_gone,
     "trial": Holdings._take_trial,
     "leaving": Holdings._take_leaving,
+    "warden": Holdings._take_warden,
+    "unwarden": Holdings._take_unwarden,
 }
 
 
@@ -217,6 +254,11 @@ def image_message(key: str, held: HeldImage) -> Message:
     """Says that an image is open."""
     fields: Record = {"key": key, "path": held.path, "digest": held.digest}
     return Message("image", fields, [held.fd])
+
+
+def warden_message(key: str, held: HeldWarden) -> Message:
+    """Says where a warden is asked."""
+    return Message("warden", {"key": key}, [held.page, held.socket])
 
 
 def peer_message(key: str, held: HeldPeer) -> Message:

@@ -122,7 +122,7 @@ def keep(channel: Channel, kept: Kept, prepare: Callable[[Holdings], None]) -> N
         HandoverError: what it says cannot be: this keeper is good for nothing.
     """
     while not kept.is_finished:
-        message = channel.receive(None)
+        message = channel.receive(None, kept.pager)
         if message is None:
             return
         kept.apply(message)

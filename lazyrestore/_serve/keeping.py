@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import holdings as held
 from .handover import Channel, HandoverError, HandoverTimeout, Message, pair
-from .holdings import HeldImage, HeldListener, HeldPeer, Holdings, Record
+from .holdings import HeldImage, HeldListener, HeldPeer, HeldWarden, Holdings, Record
 from .reign import Reign
 
 SEND_S = 2.0
@@ -59,6 +59,8 @@ class Keeping:
         self._failures = 0
         self._started_s = 0.0
         self._extra: list[Message] = []  # told to each keeper, beside what is held
+        self._pidfd = -1
+        self._watcher: Callable[[int], None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -76,6 +78,9 @@ class Keeping:
         self._started_s = time.monotonic()
         try:
             self._channel = self._spawn()
+            assert self._process is not None
+            # Before it is told anything: from the first word on it may be who goes on.
+            self._set_pidfd(os.pidfd_open(self._process.pid))
             self._send(self._hello())
             for message in [*self._extra, *self.holdings.messages()]:
                 self._send(message)
@@ -113,6 +118,19 @@ class Keeping:
         pidfd = os.pidfd_open(os.getpid())
         fds = [pidfd, os.dup(self.reign.fd)]
         return Message("hello", {"pid": os.getpid(), "reign": self.reign.known}, fds)
+
+    def watch_keeper(self, watcher: Callable[[int], None] | None) -> None:
+        """Have somebody told of each keeper's pidfd, lent, and of -1 before that is closed."""
+        self._watcher = watcher
+        if watcher is not None:
+            watcher(self._pidfd)
+
+    def _set_pidfd(self, pidfd: int) -> None:
+        if self._watcher is not None:
+            self._watcher(pidfd)
+        before, self._pidfd = self._pidfd, pidfd
+        if before >= 0:
+            os.close(before)
 
     # What there is to hold.
 
@@ -154,6 +172,16 @@ class Keeping:
         """Somebody is not served any more, or never will be. Before his descriptors are closed."""
         if self.holdings.peers.pop(key, None) is not None:
             self._tell(Message("gone", {"key": key}))
+
+    def warden(self, key: str, warden: HeldWarden) -> None:
+        """A warden that whoever goes on from this process has to ask."""
+        self.holdings.wardens[key] = warden
+        self._tell(held.warden_message(key, warden))
+
+    def unwarden(self, key: str) -> None:
+        """It has been asked. Its descriptors are still whose they were."""
+        if self.holdings.wardens.pop(key, None) is not None:
+            self._tell(Message("unwarden", {"key": key}))
 
     def promotions(self, times_s: list[float]) -> None:
         """When keepers became pagers, this one included."""
@@ -222,6 +250,7 @@ class Keeping:
             channel.close()
         if process is not None:
             _reap(process)
+        self._set_pidfd(-1)
 
     # How it is told.
 
@@ -310,6 +339,7 @@ class Keeping:
         if process is not None:
             process.kill()
             _reap(process)
+        self._set_pidfd(-1)
         if channel is not None:
             channel.close()
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lazyrestore._core import Core, serve_state
 
+from .ending import END_S, end_memory, is_memory_gone
 from .handshake import Range, Refusal
 from .kin import find_process
 from .sockets import close_socket
@@ -31,13 +30,7 @@ if TYPE_CHECKING:
     from .images import Plan
 
 SO_PEERPIDFD = 77  # Linux 6.5
-END_S = 10.0
-"""How long a process that was killed may take to end."""
-_LOOK_S = 0.001
 _POPULATE_S = 1.0
-_UFFDIO_ZEROPAGE = 0xC020AA04
-_ZEROPAGE = struct.Struct("QQQq")
-_NOWHERE = 0x7FFF_FFFF_0000  # an address of a process's that is not mapped, as good as always
 
 _OF_RESTORES = ("restore", "task", "parent", "child")
 
@@ -109,6 +102,7 @@ class Peer:
         parent, child: of a peer that was forked by another: its number, and under which that one's
             session knew it; else 0.
         served_us: since when it is served here, of time.monotonic().
+        bury: gives up memory whose owner cannot be ended; see `Warding.bury`.
     """
 
     id: int
@@ -133,9 +127,11 @@ class Peer:
     parent: int = 0
     child: int = 0
     served_us: int = 0
+    bury: Callable[[int], bool] | None = None
     _users: int = 0
     _is_filling: bool = False
     _is_ending: bool = False
+    _has_ended: bool = False
     _idle: threading.Condition = field(default_factory=threading.Condition)
 
     @property
@@ -339,14 +335,7 @@ class Peer:
     def end_process(self, timeout_s: float = END_S) -> bool:
         """Kill the process, and wait until its memory is gone; False: it is not."""
         self.identify()
-        deadline = time.monotonic() + timeout_s
-        with contextlib.suppress(OSError):
-            self.kill()
-        while not is_memory_gone(self.fds.uffd):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_LOOK_S)
-        return True
+        return end_memory(self.fds.uffd, self.fds.pidfd, None, timeout_s)
 
     def identify(self) -> bool:
         """Find out which process it is, where nothing told; whether that is something new."""
@@ -396,16 +385,25 @@ class Peer:
         if core is not None:
             core.close()
 
-    def close(self) -> None:
-        """Stop serving and close all descriptors; blocks as `end_serving` does.
+    def end(self) -> None:
+        """Stop serving for good; blocks as `end_serving` does.
 
         CRIU's tasks have no other copy of their userfaultfd, so one that is not complete is ended.
+        Whoever holds copies may close them when this returns, and not before.
         """
-        if self.restore and not self.is_complete and self.fds.uffd >= 0 and not self.is_over():
+        if self._has_ended:
+            return
+        self._has_ended = True
+        is_left = self.restore and not self.is_complete and self.fds.uffd >= 0
+        if is_left and not self.is_over():
             self.identify()  # while it is served
         self.end_serving()
-        if self.restore and not self.is_complete and self.fds.uffd >= 0 and not self.end_process():
+        if is_left and not self.end_process() and not (self.bury and self.bury(self.fds.uffd)):
             self.fds.uffd = -1  # left open: it waits, as long as this process lives
+
+    def close(self) -> None:
+        """Do the same, and close all descriptors."""
+        self.end()
         self.fds.close()
         if self.event_fd >= 0:
             os.close(self.event_fd)
@@ -459,16 +457,3 @@ def _started(pid: int) -> float | None:
         return int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
         return None
-
-
-def is_memory_gone(uffd: int) -> bool:
-    """Whether the memory that a userfaultfd belongs to is gone: for peers without a pidfd.
-
-    Asks for a page where nothing is mapped, which the kernel refuses in words that tell.
-    """
-    request = bytearray(_ZEROPAGE.pack(_NOWHERE, os.sysconf("SC_PAGESIZE"), 0, 0))
-    try:
-        fcntl.ioctl(uffd, _UFFDIO_ZEROPAGE, request)
-    except OSError as error:
-        return error.errno == errno.ESRCH
-    return False

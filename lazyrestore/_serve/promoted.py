@@ -17,7 +17,7 @@ from .keeping import Keeping
 from .listen import Listener
 from .notify import Notifier
 from .options import ServeOptions
-from .running import Running, first_free, kill
+from .running import Estate, Running, first_free, kill
 
 if TYPE_CHECKING:
     from .reign import Reign
@@ -113,6 +113,11 @@ async def _run(
         "taken_over",
         **{"from": pager_pid, "pid": os.getpid(), "peers": len(peers), "left": not admits},
     )
+    wardens = dict(holdings.wardens)
+    warden = wardens.pop(str(pager_pid), None)
+    await running.inherit(Estate(pager_pid, warden, peers, holdings.released))
+    for key in wardens:  # somebody's who ended before: it has brought them to an end
+        keeping.unwarden(key)
     is_careful = len(holdings.promotions) > SOON and admits
     if not is_careful:
         await running.adopt_served(peers)
@@ -167,6 +172,9 @@ def _give_up(running: Running, key: str, held: HeldPeer) -> None:
         reason=f"{held.strikes} services ended as soon as they served it: it is "
         + ("ended" if is_killed else "not served any more, and waits"),
     )
+    if (held.record or {}).get("restore"):
+        running.service.spawn(running.give_up(key, held))
+        return
     if is_killed:
         kill(held.fds.get("pidfd"))
     running.keeping.gone(key)

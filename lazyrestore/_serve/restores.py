@@ -193,6 +193,7 @@ class Restores:
     async def _end_unserved(self, peer: Peer) -> None:
         """A process that cannot be served has to end: what is missing in it would read as zeros."""
         service = self._service
+        await service.in_thread(peer.end)  # while the keeper still holds it, too
         service.ledger.gone(str(peer.id))
         await service.in_thread(peer.close)
 

@@ -25,7 +25,7 @@ from .listen import Listener, SocketError, SocketServed
 from .notify import Notifier, StatusFd
 from .rehearsal import rehearse
 from .reign import Reign
-from .running import Running, first_free, merge
+from .running import Estate, Running, first_free, merge
 from .takeover import Inheritance, TakeoverLost
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class _Start:
         kind: of the sockets that are made; see `Listener`.
         peers: of services that it has taken over from, who do not serve any more.
         others: ended services' process numbers, and how many peers each had.
+        estates: what those had beside their peers, where they had a warden.
     """
 
     options: ServeOptions
@@ -145,6 +146,7 @@ class _Start:
     peers: dict[str, HeldPeer] = field(default_factory=dict)
     kind: str = ""
     others: list[tuple[int, int]] = field(default_factory=list)
+    estates: list[Estate] = field(default_factory=list)
     _waiting: list[Inheritance] = field(default_factory=list)
 
     def find(self, keeping: Keeping) -> None:
@@ -231,6 +233,8 @@ class _Start:
             else:
                 self.peers.update(peers)
                 self.others.append((found.pid, len(peers)))
+                for warden in found.holdings.wardens.values():
+                    self.estates.append(Estate(found.pid, warden, peers))
                 for digest, image in found.holdings.images.items():
                     # What cannot be opened is said of the peer that wants it.
                     with contextlib.suppress(OSError, LazyRestoreError):
@@ -271,6 +275,8 @@ async def _run(
     for pid, count in start.others:
         events.emit("taken_over", **{"from": pid, "pid": os.getpid(), "peers": count})
     service.numbers = itertools.count(first_free(start.peers))
+    for estate in start.estates:
+        await running.inherit(estate)
     await running.adopt_served(start.peers)
     keeping.attach(asyncio.get_running_loop())
     if metrics is not None and not start.others:

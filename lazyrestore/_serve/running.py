@@ -11,25 +11,31 @@ import math
 import os
 import signal
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from lazyrestore.errors import LazyRestoreError
 
 from . import criu, listen, shutdown, takeover
 from .criu_wire import want_senders
+from .ending import end_memory, is_memory_gone
 from .events import peers
 from .holdings import HeldImage, HeldListener, HeldPeer, Holdings, Record
 from .ledger import NoLedger
 from .listen import Listener
 from .peer import PeerFds
 from .service import Service
+from .sockets import credentials
 from .status import Status
+from .warden import Warding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
     from .connection import Connection
     from .events import Events
+    from .holdings import HeldWarden
     from .images import Images
     from .keeping import Keeping
     from .notify import Notifier
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 
 _IDLE_S = 0.5
 _LOOK_S = 0.01
+_STRANGERS_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LESS_TO_DO = ("gone", "refused", "restored")
 
@@ -44,8 +51,9 @@ _LESS_TO_DO = ("gone", "refused", "restored")
 class KeeperLedger:
     """What the service says of its peers, for the keeper."""
 
-    def __init__(self, keeping: Keeping, images: Images) -> None:
+    def __init__(self, keeping: Keeping, images: Images, warding: Warding) -> None:
         self._keeping = keeping
+        self._warding = warding
         self._images = images
         self._always: set[str] = set()  # the one image that is served: whoever comes gets it
 
@@ -60,6 +68,8 @@ class KeeperLedger:
 
     def peer(self, key: str, record: Record, fds: dict[str, int]) -> None:
         """See `service.Ledger`."""
+        if record.get("restore") and "pidfd" in fds:
+            self._warding.add(int(str(record.get("pid", 0))), fds["pidfd"])
         known = self._keeping.holdings.peers.get(key)
         strikes = 0 if known is None else known.strikes
         self._keeping.peer(key, HeldPeer(fds, record, strikes))
@@ -74,13 +84,32 @@ class KeeperLedger:
 
     def gone(self, key: str) -> None:
         """See `service.Ledger`."""
-        self._keeping.gone(key)
         held = self._keeping.holdings
+        if (known := held.peers.get(key)) is not None and "pidfd" in known.fds:
+            self._warding.remove(known.fds["pidfd"])
+        self._keeping.gone(key)
         used = {peer.record.get("digest") for peer in held.peers.values() if peer.record}
         for digest in [one for one in held.images if one not in used and one not in self._always]:
             image = held.images[digest]
             self._keeping.unimage(digest)
             os.close(image.fd)
+
+
+@dataclass(frozen=True)
+class Estate:
+    """What somebody leaves who has served CRIU's tasks, and is dead or about to end.
+
+    Attributes:
+        pid: whose.
+        warden: where to ask for what only that one had; None: there was none.
+        peers: that one's, by key.
+        released: userfaultfds, by inode, that are needed no more.
+    """
+
+    pid: int
+    warden: HeldWarden | None
+    peers: Mapping[str, HeldPeer]
+    released: AbstractSet[int] = frozenset()
 
 
 class Running:
@@ -112,9 +141,12 @@ class Running:
         self.emit = events.emit
         self.notifier = notifier
         self.is_replaceable = is_promoted
-        self._ledger = KeeperLedger(keeping, images)
+        self.warding = Warding(keeping, self._emit, kills=options.on_error != "poison")
+        self._ledger = KeeperLedger(keeping, images, self.warding)
         self.service = Service(options, images, emit=self._emit, ledger=self._ledger)
         self.service.requests["takeover"] = self._on_takeover
+        self.service.bury = self.warding.bury
+        self._strangers: list[int] = []
         self.status = Status(
             self.service, events, keeper_pid=lambda: keeping.pid, is_promoted=is_promoted
         )
@@ -147,6 +179,8 @@ class Running:
         """Accept from a socket."""
         if listener.kind == criu.PROTOCOL:
             want_senders(listener.sock)
+            self.warding.start()
+            self.warding.announce()
         self.listeners.append(listener)
         fd = listener.sock.fileno()
         held = HeldListener(fd, listener.path, listener.identity, listener.kind)
@@ -159,6 +193,61 @@ class Running:
         self.service.remove_listener(listener.path)
         self.keeping.unlisten(listener.path)
         listener.close()
+
+    async def inherit(self, estate: Estate) -> None:
+        """Get from a warden what nobody else has, and end that; before anything is adopted."""
+        if estate.warden is None and not any(map(is_of_restore, estate.peers.values())):
+            return
+        from . import inheriting
+
+        # This process's own first: it shares this table, which is about to have everything.
+        self.warding.start()
+        asking = None if estate.warden is None else inheriting.Asking(estate.warden)
+        in_thread = self.service.in_thread
+        found = await in_thread(inheriting.inherit, asking, estate.peers, estate.released)
+        # From here on the states name what is in this table.
+        self.warding.announce()
+        self.keeping.unwarden(str(estate.pid))
+        if asking is not None:
+            await in_thread(asking.finish)
+        self._emit(
+            "inherited",
+            **{"from": estate.pid, "children": found.children, "strangers": len(found.strangers)},
+        )
+        for key in found.bereaved:
+            await in_thread(inheriting.end_unknown, key, estate.peers)
+            self._emit("error", peer=int(key), reason="children of it were lost: they are ended")
+        self._strangers += found.strangers
+        if found.strangers:
+            self.service.spawn(self._see_to_strangers())
+
+    async def _see_to_strangers(self) -> None:
+        """Userfaultfds of nobody knows whom: they may be of a restore that is still being heard."""
+        while self._strangers:
+            await asyncio.sleep(_STRANGERS_S)
+            is_busy = bool(self.service.connections) or self.service.restores.is_busy
+            peers = [peer.fds.uffd for peer in self.service.peers.values() if peer.fds.uffd >= 0]
+            known = {os.fstat(fd).st_ino for fd in peers}
+            for fd in list(self._strangers):
+                is_needed = not is_memory_gone(fd) and os.fstat(fd).st_ino not in known
+                if is_needed and (is_busy or not self.warding.bury(fd)):
+                    continue
+                self._strangers.remove(fd)
+                os.close(fd)
+                if is_needed:
+                    self._emit("error", reason="nobody knows whose a userfaultfd is: it is fenced")
+
+    async def give_up(self, key: str, held: HeldPeer) -> None:
+        """One of CRIU's tasks that cannot be served: it is ended before anything is closed."""
+        fds, may_close = held.fds, True
+        if (uffd := fds.get("userfaultfd", -1)) >= 0:
+            may_close = await self.service.in_thread(
+                end_memory, uffd, fds.get("pidfd"), self.warding.bury
+            )
+        self._ledger.gone(key)
+        for role, fd in fds.items():
+            if may_close or role != "userfaultfd":
+                os.close(fd)
 
     async def adopt_served(self, peers: Mapping[str, HeldPeer]) -> None:
         """Go on with those of a predecessor's who were served, or about to be; before `listen`."""
@@ -186,6 +275,9 @@ class Running:
             peer = await self.service.adopt(held.record, own)
         except Exception as error:
             self._emit("error", peer=int(key), reason=f"it cannot be served on: {error}")
+            if held.record.get("restore"):
+                await self.give_up(key, held)
+                return
             if self.options.on_error == "kill":
                 kill(own.pidfd)
             self._ledger.gone(key)
@@ -226,6 +318,14 @@ class Running:
     async def stop_serving(self) -> None:
         """See `takeover.Giver`."""
         await self.service.stop_serving()
+
+    def leave_to(self, sock: socket.socket) -> None:
+        """See `takeover.Giver`."""
+        pid, _, _ = credentials(sock)
+        try:
+            self.warding.leave_to(os.pidfd_open(pid))
+        except OSError:  # it has ended, and its keeper finds nothing to go on with
+            return
 
     # Figures.
 
@@ -317,6 +417,9 @@ class Running:
         self.keeping.finish()
         self.service.ledger = NoLedger()
         await self.service.close()
+        for fd in self._strangers:
+            self.warding.bury(fd)
+        self.warding.close()
         listen.close_all(self.listeners)
         self.emit("stopped")
 
@@ -342,6 +445,11 @@ class Running:
     def _leave_process(self) -> NoReturn:
         self.events.close()
         leave_process()
+
+
+def is_of_restore(held: HeldPeer) -> bool:
+    """Whether it is one of CRIU's tasks, or a child of theirs."""
+    return bool((held.record or {}).get("restore"))
 
 
 def kill(pidfd: int | None) -> None:

@@ -101,6 +101,7 @@ class Service:
         self.admitted = 0
         self.tallies = Tallies(self)
         self.numbers = itertools.count(1)
+        self.bury: Callable[[int], bool] | None = None  # see `Peer.bury`
         self.recordings = Recordings(options.record)
         self.restores = Restores(self)
         self.executor = ThreadPoolExecutor(_THREADS, "lazyrestore-serve")
@@ -379,6 +380,7 @@ class Service:
         Raises:
             LazyRestoreError, ValueError, OSError: it cannot be served; its descriptors are open.
         """
+        peer.bury = self.bury
         peer.prepare()
         self.ledger.image(os.path.abspath(peer.image.path), peer.image.digest)
         self.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
@@ -399,6 +401,7 @@ class Service:
             ProcessError: it has ended.
         """
         peer = Peer.from_record(record, fds, self.images.open)
+        peer.bury = self.bury
         peer.prepare()
         await self._start(peer, None)
         attached.say_served(peer)
@@ -431,6 +434,8 @@ class Service:
         if peer.restore:
             others = list(self.peers.values())
             await self.in_thread(self.recordings.finish, peer, others, self.emit)
+        if peer.restore:
+            await self.in_thread(peer.end)  # while the keeper still holds it, too
         self.ledger.gone(str(peer.id))
         await self.in_thread(peer.close)
         self.emit(

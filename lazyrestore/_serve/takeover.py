@@ -181,6 +181,9 @@ class Giver(Protocol):
     async def stop_serving(self) -> None:
         """Stop all peers' threads: nothing is fenced, nobody waked, nothing closed."""
 
+    def leave_to(self, sock: socket.socket) -> None:
+        """Have the warden wait for who is connected there, when this process ends."""
+
 
 async def give(sock: socket.socket, request: Mapping[str, object], service: Giver) -> bool:
     """Give everything to who has asked; True: it has all, and this process is to end.
@@ -205,6 +208,7 @@ async def give(sock: socket.socket, request: Mapping[str, object], service: Give
             service.resume()
             return False
         await service.stop_serving()
+        service.leave_to(sock)
         # If that fails, the heir has lost patience, and is the one who serves.
         service.keeping.reign.pass_to(heir)
         service.keeping.finish()

@@ -15,7 +15,7 @@ from lazyrestore._serve.events import _SILENT, _WORDS, QUEUE_MAX, Events, rfc333
 NAMES = (
     *("listening", "connected", "admitted", "refused", "serving", "complete", "error", "gone"),
     *("taken_over", "keeper_started", "keeper_lost", "grace", "left", "stopped", "metrics"),
-    "dropped",
+    *("warden_started", "warden_lost", "inherited", "dropped"),
 )
 
 

@@ -1,0 +1,106 @@
+"""CRIU's tasks when processes of the service are killed: right bytes, or a dead task; never zeros,
+never one that waits for good.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from process_support import in_child
+from serve_support import eventually
+from warden_support import Daemon, Task, TaskImage, kill_all
+
+ROUNDS = int(os.environ.get("WARDEN_ROUNDS", "1"))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> TaskImage:
+    return TaskImage(tmp_path_factory.mktemp("image"))
+
+
+def _pauses(seed: int) -> list[float]:
+    chosen = random.Random(seed)
+    return [chosen.random() * 0.2, chosen.random() * 0.002]
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+@pytest.mark.parametrize(
+    ("roles", "may_die"),
+    [
+        (("pager",), False),
+        (("keeper",), False),
+        (("warden",), False),
+        (("pager", "keeper"), True),
+        (("keeper", "pager"), True),
+        (("keeper", "warden"), False),
+        (("warden", "keeper"), False),
+    ],
+)
+@in_child(120)
+def test_some_are_killed(
+    image: TaskImage, tmp_path: Path, roles: tuple[str, ...], may_die: bool, seed: int
+) -> None:
+    """While a task reads and forks"""
+    before_s, between_s = _pauses(seed)
+    with Daemon(image, tmp_path / "work") as daemon, Task(daemon) as task:
+        daemon.wait_until_whole()
+        time.sleep(before_s)
+        kill_all([daemon.pid_of(role) for role in roles], between_s)
+        if set(roles) == {"pager", "keeper"}:
+            eventually("nobody serves, and the task is dead", lambda: task.is_dead)
+        else:
+            daemon.wait_until_whole()
+        time.sleep(0.1)
+        forks = task.finish()
+        assert forks is not None or may_die
+        daemon.wait_until_all_ended()
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+@in_child(120)
+def test_all_but_one_are_killed_again_and_again(
+    image: TaskImage, tmp_path: Path, seed: int
+) -> None:
+    """In any order, at any moment"""
+    chosen = random.Random(seed)
+    with Daemon(image, tmp_path / "work") as daemon, Task(daemon) as task:
+        daemon.wait_until_whole()
+        for _ in range(6):
+            roles = chosen.sample(["pager", "keeper", "warden"], chosen.choice((1, 1, 2)))
+            time.sleep(chosen.random() * 0.1)
+            kill_all([daemon.pid_of(role) for role in roles], chosen.random() * 0.02)
+            time.sleep(chosen.random() * 0.3)
+            if task.is_dead:
+                break
+        task.finish()
+        daemon.wait_until_all_ended()
+
+
+@in_child(120)
+def test_a_task_that_nobody_serves_is_fenced(image: TaskImage, tmp_path: Path) -> None:
+    """With --on-error poison it is not killed: a touch gives SIGBUS"""
+    with (
+        Daemon(image, tmp_path / "work", "--on-error", "poison") as daemon,
+        Task(daemon) as task,
+    ):
+        daemon.wait_until_whole()
+        kill_all([daemon.keeper, daemon.server])
+        assert task.process.wait(60) == -signal.SIGBUS
+        task.finish()
+
+
+@in_child(120)
+def test_nothing_is_left(image: TaskImage, tmp_path: Path) -> None:
+    """Once it has ended in good order: whoever reads what it says sees the end"""
+    with Daemon(image, tmp_path / "work") as daemon:
+        daemon.wait_until_whole()
+        with Task(daemon) as task:
+            assert task.finish() is not None
+        daemon.wait_until_all_ended()
+        assert daemon.process.wait(60) == 0
+        assert daemon.find("stopped")

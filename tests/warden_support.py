@@ -1,0 +1,131 @@
+"""CRIU's tasks, without CRIU: programs that a service restores, whose processes are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from criu_folders import LAZY, PRESENT, FolderMaker
+from keeper_support import Kept
+from serve_support import LIMIT_S, eventually
+
+import lazyrestore
+from lazyrestore.sources.criu import CriuFolder
+
+PAGES = 8192
+ADDRESS = 0x7E00_0000_0000
+TASK = 7
+PROGRAM = Path(__file__).with_name("criu_task.py")
+
+
+class TaskImage:
+    """An image of one task, and a folder for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "images"
+        self.path = folder / "task.lzr"
+        seeds = [f"{TASK}-{number}-" for number in range(PAGES)]
+        FolderMaker(self.folder, pids=(TASK,)).memory(str(TASK), [(ADDRESS, seeds, PRESENT | LAZY)])
+        lazyrestore.dump(CriuFolder(str(self.folder)), str(self.path))
+
+
+class Daemon(Kept):
+    """`lazyrestore lazy-pages`; see `Kept`."""
+
+    def __init__(self, image: TaskImage, work: Path, *arguments: object, **options: Any) -> None:
+        work.mkdir(exist_ok=True)
+        self.socket_path = work / "lazy-pages.socket"
+        super().__init__(
+            None,
+            *("--image", image.path, "--images-dir", image.folder, "--work-dir", work),
+            *("--prefetch", "none", *arguments),
+            verb=("lazy-pages",),
+            **options,
+        )
+
+    @property
+    def warden(self) -> int:
+        """The last warden that was started."""
+        return int(self.find("warden_started")[-1]["pid"])
+
+    def pid_of(self, role: str) -> int:
+        """Which process has it now, as far as is known."""
+        return int({"pager": self.server, "keeper": self.keeper, "warden": self.warden}[role])
+
+    def wait_until_whole(self) -> None:
+        """Until somebody serves, with a keeper and a warden that are there."""
+        self.wait_for_keeper()
+        eventually("there is a warden", self._has_warden)
+
+    def _has_warden(self) -> bool:
+        found = [
+            (event["event"], event["service_pid"])
+            for event in list(self.events)
+            if event["event"] in ("warden_started", "warden_lost")
+        ]
+        return found[-1:] == [("warden_started", self.server)]
+
+
+class Task:
+    """criu_task.py."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-P", str(PROGRAM)),
+                *map(str, (daemon.socket_path, TASK, ADDRESS, PAGES)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"ready\n"
+
+    @property
+    def is_dead(self) -> bool:
+        return self.process.poll() is not None
+
+    def finish(self) -> int | None:
+        """Have it end; how often it forked, or None where it was killed. Nothing was ever wrong."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self._said = self.process.stdout.read().decode()  # ends with its last child
+        code = self.process.wait(LIMIT_S)
+        assert "WRONG" not in self._said, self._said
+        if code:
+            assert -code in (signal.SIGKILL, signal.SIGBUS), (code, self._said)
+            return None
+        found = re.search(r"^done \d+ (\d+)$", self._said, re.MULTILINE)
+        assert found is not None, self._said
+        return int(found[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout):
+            if file is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    file.close()
+
+
+def kill_all(pids: list[int], pause_s: float = 0.0) -> None:
+    """Kill processes one after another."""
+    for number, pid in enumerate(pids):
+        if number:
+            time.sleep(pause_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
