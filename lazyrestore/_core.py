@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._native import NOTHING, CData, check, ffi, lib, new_problem, strerror
 from ._open import Image, raise_for_cluster
 from .errors import RestoreError
-from .reports import LoadError, TraceRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Self
 
     from ._workingset import WorkingSet
+    from .reports import LoadError, TraceRecord
 
 PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
 _ON_ERROR = {"fence": 0, "abort": 1}
@@ -367,6 +367,8 @@ class Core:
 
     def errors(self) -> list[LoadError]:
         """What could not be loaded, oldest first."""
+        from .reports import LoadError
+
         room = ffi.new("struct lr_load_error[]", 1024)
         count = lib.lr_session_get_errors(self._handle, 0, room, 1024)
         return [
@@ -383,6 +385,8 @@ class Core:
 
     def read_trace(self, timeout: float | None) -> Iterable[TraceRecord]:
         """Trace records since the last call; waits for the first."""
+        from .reports import TraceRecord
+
         room = ffi.new("struct lr_trace_record[]", 4096)
         timeout_ns = -1 if timeout is None else int(timeout * 1e9)
         count = lib.lr_session_read_trace(self._handle, room, 4096, timeout_ns)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from .reports import Latency
+if TYPE_CHECKING:
+    from .reports import Latency
 
 
 def from_nanoseconds(values: array[int]) -> Latency | None:
     """The distribution of single values, in ns; None if there are none."""
+    from .reports import Latency
+
     if not values:
         return None
     ordered = sorted(values)
@@ -34,6 +38,8 @@ def from_nanoseconds(values: array[int]) -> Latency | None:
 
 def from_histogram(count: int, sum_ns: int, max_ns: int, buckets: Sequence[int]) -> Latency | None:
     """The distribution that a `struct lr_histogram` holds; None if it is empty."""
+    from .reports import Latency
+
     if not count:
         return None
     counts: dict[int, int] = {}

@@ -9,11 +9,11 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ._native import CData, check, ffi, lib, new_problem
+from ._region_info import RegionInfo
 from .errors import ClusterError, ImageError, RegionNotFound
-from .reports import ImageInfo, RegionInfo
 
 if TYPE_CHECKING:
-    from .reports import VerifyReport
+    from .reports import ImageInfo, VerifyReport
 
 Progress = Callable[[int, int | None], None]
 
@@ -87,6 +87,7 @@ class Image:
     def info(self) -> ImageInfo:
         """What the image says of itself; reads its header again."""
         from ._criu.checkpoint import Checkpoint
+        from .reports import ImageInfo
 
         raw = self._open_raw()
         header = self.header()

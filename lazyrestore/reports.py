@@ -4,24 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RegionInfo:
-    """One region of an image.
-
-    Attributes:
-        name: its name, unique in the image.
-        address: where it was when it was dumped; 0 where that is not known.
-        length: bytes.
-        protection: 1 read, 2 write, 4 execute, added up.
-        shared: True if the mapping was shared.
-    """
-
-    name: str
-    address: int
-    length: int
-    protection: int
-    shared: bool = False
+from ._region_info import RegionInfo as RegionInfo
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from lazyrestore.errors import LazyRestoreError
@@ -44,6 +45,13 @@ def bind(folder: str) -> Listener:
 
 def prepare() -> None:
     """Import what `run_daemon` needs; it does so itself where this was not called."""
+    names = ("asyncio", "ssl")
+    if not any(name in sys.modules for name in names):
+        # Without TLS, which nobody speaks here: that is much to map, and a part of the start.
+        sys.modules["ssl"] = None  # type: ignore[assignment]
+        import asyncio  # noqa: F401
+
+        del sys.modules["ssl"]
     from . import run  # noqa: F401
 
 
@@ -58,6 +66,7 @@ def run_daemon(options: ServeOptions, listener: Listener | None, ready: Callable
     Raises:
         OSError, LazyRestoreError, ValueError: it cannot be served.
     """
+    prepare()
     from .run import serve_criu
 
     serve_criu(options, [] if listener is None else [listener], ready)
