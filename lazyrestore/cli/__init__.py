@@ -25,6 +25,10 @@ import lazyrestore
 
 from . import _errors
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lazyrestore._criu.pager import Daemon
+
 __all__ = ["COMMANDS", "main", "make_app"]
 
 COMMANDS = (
@@ -35,11 +39,12 @@ COMMANDS = (
 a function of that name (for "-" they have "_"), and its name in this list."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, daemon: Daemon | None = None) -> int:
     """Run the command line; the exit code.
 
     Args:
         arguments: without the program's name; None: those of this process.
+        daemon: for a restore of processes, forked already.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given:
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _errors.prepare()
         command = typer.main.get_command(make_app(_commands_for(given)))
         gc.freeze()  # what was imported stays: no collection, at the end neither, looks at it again
-        with command.make_context("lazyrestore", given) as context:
+        with command.make_context("lazyrestore", given, obj=daemon) as context:
             command.invoke(context)
         sys.stdout.flush()
     except BaseException as error:

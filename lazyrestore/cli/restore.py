@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Literal
 
 import typer
+
+from lazyrestore._criu.peek import may_have_processes
 
 from ._arguments import (
     ImageArgument,
@@ -25,6 +28,7 @@ _STDOUT = "-"
 
 
 def restore(
+    context: typer.Context,
     image: ImageArgument,
     output: Annotated[
         str | None,
@@ -128,6 +132,66 @@ def restore(
             " one object a line).",
         ),
     ] = False,
+    criu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Of processes: write CRIU's image folder to DIR; with --lazy without the pages"
+            " that can come later.",
+        ),
+    ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--restore-detached",
+            "-d",
+            help="Of processes: end when they run, rather than wait for the first to end.",
+        ),
+    ] = False,
+    pidfile: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of processes: write the first one's number to FILE."),
+    ] = None,
+    criu_opt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--criu-opt",
+            metavar="OPTION",
+            help="Of processes: one more option for criu restore, as --criu-opt=--shell-job."
+            "  [can be given several times]",
+        ),
+    ] = None,
+    criu_bin: Annotated[
+        str | None,
+        typer.Option(
+            "--criu-bin",
+            metavar="PATH",
+            help="Of processes: the CRIU to use.  [default: CRIU= in the environment, or that of"
+            " PATH]",
+        ),
+    ] = None,
+    on_error: Annotated[
+        Literal["kill", "poison", "log"] | None,
+        typer.Option(
+            help="Of processes: what becomes of one that touches what cannot be loaded. kill: it is"
+            " ended; poison: the touch gives SIGBUS; log: it waits, and it is tried again."
+            "  [default: kill]"
+        ),
+    ] = None,
+    no_keeper: Annotated[
+        bool,
+        typer.Option(
+            "--no-keeper",
+            help="Of processes: no second process that takes over if the one with the pages dies;"
+            " they are ended then.",
+        ),
+    ] = False,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Of processes: append to FILE what becomes of their memory."
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
     json: JsonOption = False,
@@ -141,7 +205,7 @@ def restore(
         ),
     ] = None,
 ) -> None:
-    """Decode an image into a file, or map it lazily, here or in another program.
+    """Decode an image into a file, or map it lazily, here or in another program; run processes.
 
     With --lazy the memory is mapped empty, and each page is loaded when it is first touched. The
     report says how long it took to open, to map, and to the first byte; how many faults were
@@ -149,7 +213,12 @@ def restore(
 
     With a COMMAND, that program has the memory: it is started with LAZYRESTORE_SOCKET in its
     environment, gets the signals that are sent here, and its exit code is this command's.
+
+    An image of processes (dump --process) has them run again with --lazy, by CRIU, before their
+    memory is there: it comes as it is touched, and in the background. The command ends as the first
+    of them does, to which it passes on signals; with -d as soon as they run.
     """
+    begun_ns = time.perf_counter_ns() - time.process_time_ns()  # what starting Python took
     only_lazy = {
         "--touch": touch,
         "--count": count,
@@ -165,6 +234,46 @@ def restore(
         "--at-original-address": at_original_address or None,
         "--trace": trace or None,
     }
+    only_processes = {
+        "--restore-detached": detach,
+        "--pidfile": pidfile,
+        "--criu-opt": criu_opt,
+        "--criu-bin": criu_bin,
+        "--on-error": on_error,
+        "--no-keeper": no_keeper,
+        "--log": log,
+    }
+    only_memory = {"--output": output, "--region": region, "--threads": threads, **only_lazy}
+    for name in ("--prefetch", "--record", "--working-set", "--granularity"):
+        del only_memory[name]
+    if criu is not None or (lazy and may_have_processes(image)):
+        from . import _process
+
+        if criu is not None:
+            _process.refuse({**only_processes, **only_memory, **only_lazy, "COMMAND": command})
+            _process.export(image, criu, lazy=lazy, json=json, quiet=quiet)
+            return
+        options = _process.ProcessOptions(
+            image=image,
+            begun_ns=begun_ns,
+            detach=detach,
+            pidfile=pidfile,
+            criu_bin=criu_bin,
+            criu_options=tuple(criu_opt or ()),
+            prefetch=prefetch,
+            record=record,
+            working_set=working_set,
+            granularity=granularity,
+            on_error=on_error,
+            keeper=not no_keeper,
+            log=log,
+        )
+        others = {**only_memory, "COMMAND": command}
+        if _process.run(options, others, context.obj, json=json, quiet=quiet):
+            return
+    for name, given in only_processes.items():
+        if given:
+            raise UsageError(f"{name} is for images of processes: add --lazy, or leave it out")
     if command and not lazy:
         raise UsageError(f"{command[0]!r} would be a command to serve: add --lazy, or leave it out")
     if lazy:
@@ -204,6 +313,11 @@ def restore(
         if value is not None:
             raise UsageError(f"{name} is for a lazy restore: add --lazy, or leave it out")
     if output is None:
+        if may_have_processes(image):
+            raise UsageError(
+                "say what to do: add --lazy to have the processes run again, --criu DIR to write"
+                " CRIU's folder, or --region NAME and --output FILE to decode memory of theirs"
+            )
         raise UsageError(
             "say where to: add --output FILE to decode the image into a file,"
             " or --lazy to map it and load pages as they are touched"

@@ -1,0 +1,313 @@
+"""`lazyrestore restore` of an image of processes: have them run again, or write CRIU's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import typer
+
+from ._errors import Terminated, UsageError, complain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lazyrestore._criu.pager import Daemon
+    from lazyrestore._criu.restoring import Restore, RunningTree
+    from lazyrestore._serve.options import ServeOptions
+
+# What CRIU is told by us.
+_OURS = {
+    **dict.fromkeys(("-D", "--images-dir", "-W", "--work-dir", "-o", "--log-file"), ""),
+    **dict.fromkeys(("--lazy-pages", "-t", "--tree", "--status-fd"), ""),
+    "--pidfile": ": use --pidfile of this command",
+    **dict.fromkeys(("-d", "--restore-detached"), ": use -d of this command"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions:
+    """What was asked for; see the options of `lazyrestore restore`."""
+
+    image: str
+    begun_ns: int
+    detach: bool
+    pidfile: str | None
+    criu_bin: str | None
+    criu_options: tuple[str, ...]
+    prefetch: str | None
+    record: str | None
+    working_set: str | None
+    granularity: str | None
+    on_error: str | None
+    keeper: bool
+    log: str | None
+
+
+def refuse(others: Mapping[str, object]) -> None:
+    """Name the first option that does not go with --criu."""
+    for name, value in others.items():
+        if is_given(value):
+            raise UsageError(f"{name} and --criu do not go together: leave out one of the two")
+
+
+def is_given(value: object) -> bool:
+    """If an option's value is not that of an option that was left out."""
+    return value is not None and value is not False and value != []
+
+
+def run(
+    options: ProcessOptions,
+    for_memory: Mapping[str, object],
+    daemon: Daemon | None,
+    *,
+    json: bool,
+    quiet: bool,
+) -> bool:
+    """Restore the processes lazily; False where the image has none.
+
+    Args:
+        options: what was asked for.
+        for_memory: what was given, or not, that makes sense only where there are none.
+        daemon: forked already, or None.
+        json: tell it in JSON.
+        quiet: tell nothing.
+    """
+    from lazyrestore._criu.restoring import NotProcesses
+
+    given = next((name for name, value in for_memory.items() if is_given(value)), None)
+    if given is not None:
+        if not _has_processes(options.image):
+            return False
+        raise UsageError(
+            f"{given} is for images of memory, and {options.image} is one of processes: leave it"
+            " out"
+        )
+    try:
+        _restore(options, daemon, json=json, quiet=quiet)
+    except NotProcesses:
+        return False
+    return True
+
+
+def _has_processes(image: str) -> bool:
+    from lazyrestore._criu.checkpoint import Checkpoint
+    from lazyrestore._open import Image
+
+    with Image(image) as opened:
+        return Checkpoint.of(opened) is not None
+
+
+def _restore(options: ProcessOptions, daemon: Daemon | None, *, json: bool, quiet: bool) -> None:
+    from lazyrestore._criu.examine import may_use_criu
+    from lazyrestore._criu.find import find_criu
+    from lazyrestore._criu.restoring import Interrupted, Restore, RestorePlan
+    from lazyrestore.errors import KernelError
+
+    _check_criu_options(options.criu_options)
+    if not may_use_criu() and "--unprivileged" not in options.criu_options:
+        raise KernelError(
+            "processes are restored by CRIU, which needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE:"
+            " be root: sudo lazyrestore restore ..."
+        )
+    plan = RestorePlan(
+        image=options.image,
+        criu=find_criu(options.criu_bin),
+        serve=_serve_options(options),
+        criu_options=options.criu_options,
+        pidfile=options.pidfile,
+        log=None if options.log is None else os.path.abspath(options.log),
+        begun_ns=options.begun_ns,
+    )
+    try:
+        with Restore(plan, daemon) as restore:
+            running = restore.run()
+            _tell(running, json=json, quiet=quiet)
+            if options.detach:
+                return
+            _listen(restore)
+            code = restore.wait()
+    except Interrupted as signal:
+        raise _given_up(signal.number, options.image) from None
+    if code:
+        raise typer.Exit(code)
+
+
+def _check_criu_options(given: tuple[str, ...]) -> None:
+    for option in given:
+        name = option.partition("=")[0]
+        short = option[:2] if option[:1] == "-" and option[1:2] != "-" else name
+        found = name if name in _OURS else short
+        if found in _OURS:
+            raise UsageError(f"--criu-opt={option}: {found} is set here{_OURS[found]}")
+        if not option.startswith("-"):
+            raise UsageError(
+                f"--criu-opt={option} is no option: write an option's value behind it, as in"
+                " --criu-opt=--ghost-limit=1G"
+            )
+
+
+def _serve_options(options: ProcessOptions) -> ServeOptions:
+    from lazyrestore._serve.options import ServeOptions
+
+    prefetch, record, working_set = options.prefetch, options.record, options.working_set
+    if record is not None and (prefetch == "all" or working_set is not None):
+        raise UsageError(
+            "--record cannot see touches of what was loaded ahead: leave out --prefetch and"
+            " --working-set"
+        )
+    if working_set is not None and prefetch == "none":
+        raise UsageError("--prefetch none loads no working set: leave out one of the two")
+    made = ServeOptions(
+        image=os.path.abspath(options.image),
+        on_error=options.on_error or "kill",
+        prefetch=prefetch or "auto",
+        record=None if record is None else os.path.abspath(record),
+        working_set=None if working_set is None else os.path.abspath(working_set),
+        granularity=options.granularity or "cluster",
+        keeper=options.keeper,
+        log_json=options.log is None,
+        ends_with_peers=True,
+    )
+    if record is not None or working_set is not None:
+        from lazyrestore._serve.images import Images
+        from lazyrestore._serve.run import check_plan
+
+        from ._errors import usage_errors
+
+        images = Images(made.image)
+        images.check()
+        with usage_errors():
+            check_plan(made, images)
+    return made
+
+
+def _tell(running: RunningTree, *, json: bool, quiet: bool) -> None:
+    import sys
+
+    if json:
+        from ._show import print_json
+
+        print_json(running)
+    elif not quiet:
+        from ._show import duration, one_line, size
+
+        root = next((task for task in running.tasks if task.ppid == 0), running.tasks[0])
+        others = len(running.tasks) - 1
+        more = f", with {others} below it" if others else ""
+        print(
+            one_line(
+                f"{running.path}: {root.comm!r} runs as process {running.pid}{more}, after"
+                f" {duration(running.run_us)}; {size(running.lazy_bytes)} of memory come as they"
+                " are touched"
+            )
+        )
+    sys.stdout.flush()
+
+
+def _listen(restore: Restore) -> None:
+    """Pass on what the daemon says that went wrong, as long as this command lasts."""
+    import threading
+
+    from lazyrestore._criu.pager import bad_news
+
+    def pass_on() -> None:
+        with open(restore.said, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                text = bad_news(line.rstrip("\n"))
+                if text is not None:
+                    complain(text)
+
+    threading.Thread(target=pass_on, daemon=True).start()
+
+
+def _given_up(number: int, image: str) -> BaseException:
+    import signal
+
+    text = f"the restore of {image} was given up: nothing is left of it"
+    if number == signal.SIGINT:
+        return KeyboardInterrupt(text)
+    error = Terminated(number)
+    error.args = (text,)
+    return error
+
+
+def export(image: str, folder: str, *, lazy: bool, json: bool, quiet: bool) -> None:
+    """Write CRIU's folder of an image of processes.
+
+    Raises:
+        NotProcesses: the image has none.
+        FileExistsError: the folder has something in it.
+    """
+    import time
+
+    from lazyrestore._criu.checkpoint import Checkpoint
+    from lazyrestore._criu.restoring import NotProcesses
+    from lazyrestore._open import Image
+
+    from ._errors import stopping_means
+    from ._progress import Progress
+
+    begun = time.perf_counter()
+    given_up = f"the restore was given up: what is in {folder} is not whole"
+    with (
+        Image(image) as opened,
+        Progress("restore", quiet=quiet or lazy) as progress,
+        stopping_means(given_up),
+    ):
+        checkpoint = Checkpoint.of(opened)
+        if checkpoint is None:
+            raise NotProcesses(f"{image} has memory, but no processes: --criu is for those")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if os.listdir(folder):
+            raise UsageError(f"{folder} is not empty: give a new folder, or empty it")
+        if lazy:
+            checkpoint.write_lazy_folder(folder)
+        else:
+            checkpoint.write_folder(folder, progress)
+    report = ExportReport(
+        path=image,
+        folder=folder,
+        lazy=lazy,
+        files=len(os.listdir(folder)),
+        bytes=sum(entry.stat().st_size for entry in os.scandir(folder)),
+        criu_version=checkpoint.criu_version,
+        seconds=time.perf_counter() - begun,
+    )
+    if json:
+        from ._show import print_json
+
+        print_json(report)
+    elif not quiet:
+        from ._show import count, duration, one_line, size
+
+        wanted = ", for lazyrestore lazy-pages and criu restore --lazy-pages" if lazy else ""
+        print(
+            one_line(
+                f"{folder}: {count(report.files, 'file')} of CRIU's, {size(report.bytes)}, in"
+                f" {duration(report.seconds * 1e6)}{wanted}"
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """CRIU's folder, written.
+
+    Attributes:
+        path: the image.
+        folder: where it was written to.
+        lazy: it is without the pages that can come later.
+        files: how many there are in it.
+        bytes: their length.
+        criu_version: of the CRIU that dumped the processes.
+        seconds: for everything.
+    """
+
+    path: str
+    folder: str
+    lazy: bool
+    files: int
+    bytes: int
+    criu_version: str
+    seconds: float
