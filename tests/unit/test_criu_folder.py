@@ -434,9 +434,10 @@ def rewritten(image, path: Path, change) -> list[str]:
         names = [region.name for region in image.regions]
         change(files, names)
         for region, name in zip(image.regions, names, strict=True):
+            name, missing = name if isinstance(name, tuple) else (name, 0)
             if name:
                 writer.add_region(name, address=region.address)
-                writer.write(image.read(region.name))
+                writer.write(image.read(region.name, 0, region.length - missing))
         for name, data in files.items():
             writer.add_file(name, data)
     with lazyrestore.open(path) as made:
@@ -460,6 +461,10 @@ def without_region(number):
         names[number] = ""
 
     return change
+
+
+def cut_region(number, nbytes):
+    return lambda files, names: names.__setitem__(number, (names[number], nbytes))
 
 
 def renamed(name):
@@ -493,6 +498,8 @@ def renamed(name):
             lambda files, names: files.update({"pagemap-9.img": files["pagemap-7.img"]}),
             "does not have the pages of 9|the same pages",
         ),
+        (cut_region(0, 1), "does not have the pages of 7 from 0x555500003000"),
+        (cut_region(1, 4096), "does not have the pages of 7 from 0x7fff00001000"),
         (renamed("file/../evil"), "is not the name of a file"),
         (renamed("file//tmp/evil"), "is not the name of a file"),
         (renamed("file/.."), "is not the name of a file"),
