@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import format as fmt
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
 
         def update(self, data: bytes, /) -> object: ...
 
+
+FILE_NAME_BYTES_MAX = 255
 
 _BIN_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 
@@ -30,10 +30,9 @@ def check_file_name(name: str) -> bytes:
         encoded = name.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the file name {name!r} cannot be written as UTF-8") from None
-    if not 0 < len(encoded) <= fmt.FILE_NAME_BYTES_MAX:
+    if not 0 < len(encoded) <= FILE_NAME_BYTES_MAX:
         raise ValueError(
-            f"a file's name has 1 to {fmt.FILE_NAME_BYTES_MAX} bytes, not {len(encoded)}:"
-            f" {name[:40]!r}"
+            f"a file's name has 1 to {FILE_NAME_BYTES_MAX} bytes, not {len(encoded)}: {name[:40]!r}"
         )
     if name in (".", "..") or "/" in name or "\0" in name:
         raise ValueError(f"{name!r} is not the name of a file in a folder")
@@ -42,10 +41,12 @@ def check_file_name(name: str) -> bytes:
 
 def pack_files(files: Mapping[str, bytes]) -> bytes:
     """The msgpack map, in ascending order of the names' bytes."""
+    from .format import bin_head
+
     encoded = sorted((check_file_name(name), data) for name, data in files.items())
     parts = [_map_head(len(encoded))]
     for name, data in encoded:
-        parts += (_str_head(len(name)), name, fmt.bin_head(len(data)), data)
+        parts += (_str_head(len(name)), name, bin_head(len(data)), data)
     return b"".join(parts)
 
 
@@ -121,7 +122,9 @@ def add_files_to_digest(digest: Hash, files: Mapping[str, bytes]) -> None:
     """What the content digest has of files, behind the regions: docs/format.md."""
     from blake3 import blake3
 
-    digest.update(bytes([fmt.DIGEST_FILES]) + len(files).to_bytes(4, "little"))
+    from .format import DIGEST_FILES
+
+    digest.update(bytes([DIGEST_FILES]) + len(files).to_bytes(4, "little"))
     for name, data in sorted((name.encode(), data) for name, data in files.items()):
         digest.update(len(name).to_bytes(4, "little") + name)
         digest.update(len(data).to_bytes(8, "little") + blake3(data).digest())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lazyrestore._filemap import check_file_name
 from lazyrestore.errors import ImageError
 
-from .layout import FILE_PREFIX, RegionTable
+from .layout import FILE_PREFIX, RegionTable, object_of
 from .pagemap import LAZY, PAGE_BYTES, Pagemap, parse
 
 TYPE_CHECKING = False
@@ -198,6 +198,4 @@ class Checkpoint:
 
     def objects(self) -> Iterator[str]:
         """All that has pages: tasks' numbers and "shmem-ID"."""
-        from .folder import object_of
-
         return filter(None, map(object_of, self.names()))

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from lazyrestore.errors import ImageError
 
 from .checkpoint import Checkpoint
-from .folder import object_of, pages_name
-from .layout import FILE_PREFIX
+from .layout import FILE_PREFIX, object_of, pages_name
 from .pagemap import PAGE_BYTES, PRESENT, Entry, Pagemap
 
 Progress = Callable[[int, int | None], None]

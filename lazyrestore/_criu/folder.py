@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import stat
 from typing import TYPE_CHECKING
 
 from lazyrestore.errors import ImageError
 
 from .inventory import INVENTORY, Task, check_inventory, parse_tree
-from .layout import SHARED_PREFIX
+from .layout import SHARED_PREFIX, object_of, pagemap_name, pages_name
 from .pagemap import LAZY, PAGE_BYTES, PARENT, PRESENT, Pagemap, parse
 
 PARENT_LINK = "parent"
@@ -23,25 +22,7 @@ FILE_BYTES_MAX = 4 << 20
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-_PAGEMAP = re.compile(r"pagemap-((?:shmem-)?[0-9]+)\.img", re.ASCII)
-_PAGES = re.compile(r"pages-[0-9]+\.img", re.ASCII)
 _PAGEMAP_BYTES_MAX = 1 << 30
-
-
-def object_of(name: str) -> str | None:
-    """The object whose pagemap a file is: "123" of a task, "shmem-5"; None: it is no pagemap."""
-    found = _PAGEMAP.fullmatch(name)
-    return found[1] if found else None
-
-
-def pagemap_name(name: str) -> str:
-    """The file with the pagemap of an object."""
-    return f"pagemap-{name}.img"
-
-
-def pages_name(pages_id: int) -> str:
-    """The file with the pages of a pagemap."""
-    return f"pages-{pages_id}.img"
 
 
 class Folder:

@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from lazyrestore.errors import ImageError
-from lazyrestore.reports import ProcessInfo
 
 from .protobuf import MessageError, decode, decode_numbers, frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lazyrestore.reports import ProcessInfo
 
 INVENTORY = "inventory.img"
 PSTREE = "pstree.img"
@@ -45,6 +48,8 @@ class Task:
 
 def report(tasks: Iterable[Task]) -> tuple[ProcessInfo, ...]:
     """Tasks as reports have them."""
+    from lazyrestore.reports import ProcessInfo  # takes its time, and a restore has no use for it
+
     return tuple(
         ProcessInfo(task.pid, task.ppid, task.comm, task.threads, task.is_zombie, task.nbytes)
         for task in tasks

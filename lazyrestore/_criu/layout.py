@@ -22,6 +22,25 @@ FILE_PREFIX = "file/"
 _GAP_BYTES = 1 << 20
 
 
+def object_of(name: str) -> str | None:
+    """The object whose pagemap a file is: "123" of a task, "shmem-5"; None: it is no pagemap."""
+    prefix, dash, rest = name.partition("-")
+    number = rest.removeprefix(SHARED_PREFIX).removesuffix(".img")
+    if prefix + dash != "pagemap-" or not (number.isascii() and number.isdecimal()):
+        return None
+    return rest.removesuffix(".img") if rest.endswith(".img") else None
+
+
+def pagemap_name(name: str) -> str:
+    """The file with the pagemap of an object."""
+    return f"pagemap-{name}.img"
+
+
+def pages_name(pages_id: int) -> str:
+    """The file with the pages of a pagemap."""
+    return f"pages-{pages_id}.img"
+
+
 class Placer:
     """Cuts an object's pages, which come in ascending order, into regions.
 

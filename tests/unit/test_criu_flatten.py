@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyrestore._criu.flatten import NOWHERE, Piece, entries_of, flatten
-from lazyrestore._criu.layout import Placer, RegionTable, length_of
+from lazyrestore._criu.layout import Placer, RegionTable, length_of, object_of, pagemap_name
 from lazyrestore._criu.pagemap import PAGE_BYTES, Pagemap
 from lazyrestore.reports import RegionInfo
 
@@ -136,3 +137,25 @@ def test_regions_begin_at_clusters_and_hold_all_pages(gaps, cluster_size, name):
         later - (first + nbytes) > limit for (first, nbytes), (later, _) in itertools.pairwise(runs)
     )
     assert len(infos) == (wide + 1 if runs else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("pagemap-7.img", "7"),
+        ("pagemap-shmem-57.img", "shmem-57"),
+        ("pagemap-7.img.bak", None),
+        ("pagemap-7", None),
+        ("pagemap-.img", None),
+        ("pagemap-shmem-.img", None),
+        ("pagemap-shmem-shmem-5.img", None),
+        ("pagemap-x.img", None),
+        ("pagemap-٣.img", None),
+        ("pages-7.img", None),
+        ("xpagemap-7.img", None),
+    ],
+)
+def test_pagemaps_are_known_by_their_names(name, found):
+    assert object_of(name) == found
+    if found:
+        assert pagemap_name(found) == name
