@@ -50,6 +50,11 @@ _HINTS: tuple[tuple[str, str], ...] = (
         f"kernels from 6.13 on need CRIU 4.1: {HOW_TO_GET}",
     ),
     (
+        r"Can't get 1:16 opt: Operation not supported",
+        "kernels from 6.16 on need CRIU 4.2 for programs with network sockets:"
+        " packaging/criu/fetch-criu.sh DIR forky has it; or have it listen at a Unix socket",
+    ),
+    (
         r"Can't fork for \d+: File exists|Pid \d+ do not match expected|"
         r"Unable to create a thread: -17",
         "its number is taken by another process: wait until that has ended, or restore in a"

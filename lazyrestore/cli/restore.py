@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -273,7 +273,7 @@ def restore(
             return
     for name, given in only_processes.items():
         if given:
-            raise UsageError(f"{name} is for images of processes: add --lazy, or leave it out")
+            _refuse_memory(image, name, lazy=lazy)
     if command and not lazy:
         raise UsageError(f"{command[0]!r} would be a command to serve: add --lazy, or leave it out")
     if lazy:
@@ -323,6 +323,16 @@ def restore(
             " or --lazy to map it and load pages as they are touched"
         )
     _decode(image, output, region, threads, quiet, json)
+
+
+def _refuse_memory(image: str, name: str, *, lazy: bool) -> NoReturn:
+    """An option was given that is only for processes."""
+    from lazyrestore._open import Image
+
+    if not lazy:
+        raise UsageError(f"{name} is for running processes again: add --lazy, or leave it out")
+    with Image(image):  # what cannot be opened says so itself
+        raise UsageError(f"{name} is for images of processes, and {image} is one of memory alone")
 
 
 def _serve(

@@ -244,3 +244,11 @@ def test_a_folder_of_someone_else(small: Image, nobody: object) -> None:
     result = nobody.run("restore", copy, "--region", "more", "-o", folder / "out")
     result.fails(1, "Permission denied", str(folder / "out"))
     assert list(folder.iterdir()) == []
+
+
+def test_what_is_for_processes_is_refused_with_the_reason(small: Image, tmp_path: Path) -> None:
+    """For another kind of image, and without --lazy; an image that is not there is said first"""
+    refused = run("restore", "--lazy", "-d", small.path)
+    refused.fails(2, "--restore-detached is for images of processes", "memory alone")
+    run("restore", "--pidfile", tmp_path / "pid", small.path).fails(2, "add --lazy")
+    run("restore", "--lazy", "-d", tmp_path / "none.lzr").fails(1, "none.lzr", "No such file")

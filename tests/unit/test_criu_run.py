@@ -65,6 +65,7 @@ def test_the_first_error_is_the_reason_and_what_is_always_there_is_not():
         ("Can't fork for 28147: File exists", "unshare -p -f --mount-proc"),
         ("Pid 12 do not match expected 13 (task vs. set)", "unshare -p"),
         ("vdso: Unexpected rt vDSO area bounds", "kernels from 6.13 on need CRIU 4.1"),
+        ("sockets: Can't get 1:16 opt: Operation not supported", "need CRIU 4.2"),
         ("Task attached to shell terminal. Consider using --shell-job option.", "=--shell-job"),
         ("inet: Connected TCP socket, consider using --tcp-established option.", "tcp-established"),
         ("File usr/bin/x has bad size 12 (expect 13)", "put them back"),
