@@ -248,6 +248,10 @@ class Restores:
             # A predecessor had begun with it, and was killed before the session had forgotten it.
             await service.in_thread(_close_copies, parent, number, uffd, state)
             return
+        if uffd < 0:
+            # Lost with the predecessor, which has been seen to: see `Running.inherit`.
+            await service.in_thread(_close_copies, parent, number, state)
+            return
         self._unborn += 1
         peer = Peer(
             id=next(service.numbers),
@@ -280,7 +284,8 @@ class Restores:
 def _close_copies(parent: Peer, number: int, *fds: int) -> None:
     parent.child_is_kept(number)
     for fd in fds:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def _read_checkpoint(image: Image) -> Checkpoint:
