@@ -36,8 +36,8 @@ def dump(
 
     Args:
         source: a buffer or numpy array, which makes a region "memory"; a mapping from names to
-            such; ProcessMemory(pid); RawFile(path); or CoreFile(path). Memory must not change
-            meanwhile (that of another process is stopped).
+            such; ProcessMemory(pid), ProcessTree(pid), RawFile(path), CoreFile(path), or
+            CriuFolder(path). Memory must not change meanwhile (other processes are stopped).
         path: the image.
         level: of zstd, -7 to 22.
         cluster_size: bytes that are compressed together, and loaded at one touch: a power of two
@@ -50,7 +50,8 @@ def dump(
         TypeError: the source is not memory (an array of objects has none of its own).
         ValueError: a setting or a region's name cannot be, or source and image are the same file.
         ProcessError: the process is not there, ended, or cannot be read.
-        LazyRestoreError: a core file is none, or damaged.
+        CriuError: CRIU is missing, or failed.
+        LazyRestoreError: a core file or a folder of CRIU's images is none, or damaged.
         OSError: a file cannot be read or written.
     """
     check_options(PAGE_SIZE_MIN, cluster_size, level, threads)

@@ -55,13 +55,15 @@ class Tree:
             time.sleep(0.01)
         assert self.counters()[3] == 0, "its memory is wrong"
 
-    def has_ended(self) -> None:
-        """See that nothing of it is there any more."""
+    def runs_no_more(self) -> None:
+        """See that nothing of it runs any more."""
         self.process.wait(LIMIT_S)
-        self.has_gone()
+        for pid in self.pids:
+            wait_gone(pid, or_zombie=True)
 
-    def has_gone(self) -> None:
-        """The same of one that was restored, whose parent is another."""
+    def has_ended(self) -> None:
+        """See that its numbers are free too, for a restore: init takes its time with orphans."""
+        self.process.wait(LIMIT_S)
         for pid in self.pids:
             wait_gone(pid)
 
@@ -99,11 +101,17 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def wait_gone(pid: int) -> None:
-    """Wait until there is no such process any more, not even one that has ended."""
+def wait_gone(pid: int, *, or_zombie: bool = False) -> None:
+    """Wait until there is no such process any more."""
     until = time.monotonic() + LIMIT_S
-    while os.path.exists(f"/proc/{pid}"):
-        assert time.monotonic() < until, f"process {pid} is still there"
+    while True:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if or_zombie and stat.rpartition(")")[2].split()[0] in "ZX":
+            return
+        assert time.monotonic() < until, f"process {pid} is still there: {stat}"
         time.sleep(0.01)
 
 

@@ -33,7 +33,7 @@ def test_a_tree(tree, tmp_path):
     assert max(map(len, text.splitlines()[1:])) <= 80
     tree.goes_on()
     report = json.loads(run("dump", "--process", tree.pid, image, "--json").ok().out)
-    tree.has_ended()
+    tree.runs_no_more()
     assert {one["pid"] for one in report["processes"]} == set(tree.pids)
     root = report["processes"][0]
     assert {**root, "bytes": 0, "comm": ""} == {

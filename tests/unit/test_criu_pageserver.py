@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import struct
 import threading
@@ -248,3 +250,47 @@ def test_a_flush_is_not_the_end(ends, sender):
     server = receive(ends, pages)
     assert not server.is_complete
     assert len(pages.came) == 2
+
+
+def test_any_bytes_end_in_a_refusal_or_in_nothing():
+    """Whatever comes, it is neither taken for something else, nor waited for."""
+    for seed in range(400):
+        chosen = random.Random(seed)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            sender = Sender(theirs, chosen.choice([SHORT, LONG]))
+            sender.send(OPEN, target=TASK)
+            for _ in range(chosen.randrange(1, 12)):
+                sender.send(
+                    chosen.choice(
+                        [OPEN, PAGES, PAGES, PAGES, FLUSH, CLOSE, chosen.getrandbits(16)]
+                    ),
+                    chosen.choice([0, 1, 2, chosen.getrandbits(32)]),
+                    chosen.choice([0, PAGE, chosen.getrandbits(52) * PAGE, chosen.getrandbits(64)]),
+                    chosen.choice([TASK, TASK, SHARED, chosen.getrandbits(64)]),
+                    chosen.choice([PRESENT, PRESENT | LAZY, chosen.getrandbits(16)]),
+                )
+                theirs.sendall(chosen.randbytes(chosen.choice([0, PAGE, PAGE, 2 * PAGE, 7])))
+            theirs.shutdown(socket.SHUT_WR)
+            pages = Taken()
+            server = PageServer(ours, pages)
+            with contextlib.suppress(CriuError):
+                while server.receive():
+                    pass
+            ends = [address + nbytes for address, nbytes in pages.taken]
+            assert all(end <= 1 << 64 for end in ends)
+
+
+class Taken(Pages):
+    """Takes pages as they come, and keeps only where they belong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[tuple[int, int]] = []
+
+    def add_pages(self, address, nbytes, flags, fetch) -> None:
+        assert flags & PRESENT
+        at = 0
+        while at < nbytes:
+            at += fetch(memoryview(bytearray(min(1 << 20, nbytes - at))))
+        self.taken.append((address, nbytes))
