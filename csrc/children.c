@@ -29,6 +29,11 @@ uint32_t lr_children_room(struct lr_target *target)
 	return room;
 }
 
+bool lr_children_any(struct lr_target *target)
+{
+	return target->takes_children && lr_children_room(target) < LR_KEPT_CHILDREN_MAX;
+}
+
 void lr_children_add(struct lr_target *target, int uffd, int state, uint32_t number)
 {
 	uint32_t slot = 0;

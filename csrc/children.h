@@ -13,6 +13,8 @@
 
 /* How many more there is room for: as large as can be where none are taken. */
 uint32_t lr_children_room(struct lr_target *target);
+/* Whether there is one. */
+bool lr_children_any(struct lr_target *target);
 /* Note one. There is room for it. */
 void lr_children_add(struct lr_target *target, int uffd, int state, uint32_t number);
 /* Write them into a table that is about to be published. The lock is held. */

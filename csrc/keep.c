@@ -36,12 +36,8 @@ void lr_keep_told(struct lr_target *target)
 	lr_keep_save(target, NULL);
 }
 
-void lr_keep_done(struct lr_target *target)
+static void clear(struct lr_kept *kept)
 {
-	struct lr_kept *kept = target->kept;
-
-	if (*message_at(kept, 0) == 0)
-		return;
 	/* All of it, though few may have been read: the kernel does not say how far a reader came
 	 * that was killed. In order of address, so that where this ends in between nothing is left
 	 * in front of what was worked on. The number last: what it counts is then out of the
@@ -52,6 +48,12 @@ void lr_keep_done(struct lr_target *target)
 		atomic_signal_fence(memory_order_seq_cst);
 	}
 	atomic_store(&kept->header->told, kept->told);
+}
+
+void lr_keep_done(struct lr_target *target)
+{
+	if (*message_at(target->kept, 0) != 0)
+		clear(target->kept);
 }
 
 /* What there is now, but for what is of messages that are still to come. */
@@ -130,11 +132,8 @@ int lr_keep_child(struct lr_target *target, int uffd, uint64_t number)
 	struct lr_kept_table *table = lr_kept_begin(target->kept);
 	int state, code;
 
-	if (is_all_there(target)) {
-		if (uffd >= 0)
-			close(uffd);
-		return LR_OK;
-	}
+	if (is_all_there(target))
+		return LR_KEEP_NOTHING;
 	fill_table(target, table, NULL);
 	/* What the parent's messages will tell is of the parent: a child has its own. */
 	for (uint32_t i = 0; i < table->count; i++)
@@ -168,20 +167,21 @@ static bool take_unmapped(struct lr_target *target, const struct lr_kept_table *
 	return true;
 }
 
-/* One of those. */
+/* One of those. `number` is its own, or of the last before it that has one. */
 static int replay_one(struct lr_target *target, const struct lr_uffd_message *message,
 		      uint64_t number, uint64_t told)
 {
+	/* What was given up may be noted twice, but not once that something after it was worked on:
+	 * what lies there now may have been moved there. */
+	bool is_next = message->kind == LR_UFFD_REMOVE ? number >= told : number > told;
 	int child = message->child;
 
-	if (message->kind == LR_UFFD_REMOVE || number > told) {
-		if (message->kind != LR_UFFD_FORK)
-			lr_follow(target, message);
-		else if (lr_children_room(target) == 0)
-			return LR_ERR_STATE;
-		else
-			return lr_keep_child(target, lr_uffd_is_one(child) ? child : -1, number);
-	}
+	if (is_next && message->kind == LR_UFFD_FORK)
+		return lr_children_room(target) == 0
+			       ? LR_ERR_STATE
+			       : lr_keep_child(target, lr_uffd_is_one(child) ? child : -1, number);
+	if (is_next)
+		lr_follow(target, message);
 	/* Also where it was worked on: this may have been what was still to be done. */
 	if (message->kind == LR_UFFD_UNMAP || message->kind == LR_UFFD_REMAP)
 		lr_uffd_wake(&target->uffd, message->start, message->end - message->start);
@@ -193,9 +193,9 @@ static int replay(struct lr_target *target, uint64_t told)
 {
 	struct lr_kept *kept = target->kept;
 	uint64_t number = atomic_load(&kept->header->told);
-	int code = LR_OK;
+	int needless[LR_UFFD_MESSAGES_MAX], count = 0, code = LR_OK;
 
-	for (int i = 0; i < LR_UFFD_MESSAGES_MAX && code == LR_OK; i++) {
+	for (int i = 0; i < LR_UFFD_MESSAGES_MAX && code >= 0; i++) {
 		struct lr_uffd_message message;
 
 		if (*message_at(kept, i) == 0)
@@ -206,6 +206,8 @@ static int replay(struct lr_target *target, uint64_t told)
 			continue;
 		number += message.kind != LR_UFFD_REMOVE;
 		code = replay_one(target, &message, number, told);
+		if (code == LR_KEEP_NOTHING && lr_uffd_is_one(message.child))
+			needless[count++] = message.child;
 	}
 	if (code < 0) {
 		lr_children_drop_after(target, told);
@@ -213,7 +215,10 @@ static int replay(struct lr_target *target, uint64_t told)
 	}
 	kept->told = number > told ? number : told;
 	lr_keep_save(target, NULL);
-	lr_keep_done(target);
+	/* Also where it is empty: who cleared it may not have come to its end, or to the number. */
+	clear(kept);
+	while (count > 0)
+		close(needless[--count]);
 	return LR_OK;
 }
 

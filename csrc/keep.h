@@ -14,9 +14,10 @@
 
 /* As lr_uffd_read. */
 int lr_keep_read(struct lr_target *target, struct lr_uffd_message *ret_messages, int room);
-/* A child was forked: make its state, of what is known at this moment, and note it. What has
- * nothing left to load needs nobody, and is let go. LR_ERR_NOMEM, LR_ERR_LIMIT: nothing was done.
- */
+/* A child was forked: make its state, of what is known at this moment, and note it.
+ * LR_KEEP_NOTHING: it has nothing left to load, and needs nobody: its userfaultfd is to be closed,
+ * once it is kept that this was worked on. LR_ERR_NOMEM, LR_ERR_LIMIT: nothing was done. */
+#define LR_KEEP_NOTHING 1
 int lr_keep_child(struct lr_target *target, int uffd, uint64_t number);
 /* A message was worked on that changed the table of pieces, or told of a child. */
 void lr_keep_told(struct lr_target *target);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "children.h"
 #include "follow.h"
@@ -36,18 +37,22 @@ static bool apply_fork(struct lr_pager *pager, const struct lr_uffd_message *mes
 {
 	struct lr_target *target = pager->target;
 	struct timespec pause = {.tv_nsec = 1000000};
+	int code;
 
 	if (!target->takes_children)
 		return true;
 	/* It has what its parent's has, whose maker may not have minded. */
 	fcntl(message->child, F_SETFD, FD_CLOEXEC);
-	while (lr_keep_child(target, message->child, target->kept->told + 1) < 0) {
+	while ((code = lr_keep_child(target, message->child, target->kept->told + 1)) < 0) {
 		if (atomic_load_explicit(&pager->is_stopping, memory_order_relaxed))
 			return false;
 		nanosleep(&pause, NULL);
 	}
 	lr_keep_told(target);
-	lr_target_notify(target);
+	if (code == LR_KEEP_NOTHING)
+		close(message->child);
+	else
+		lr_target_notify(target);
 	return true;
 }
 

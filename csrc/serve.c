@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "adopt.h"
+#include "children.h"
 #include "jobs.h"
 #include "keep.h"
 #include "pieces.h"
@@ -70,11 +71,27 @@ int lr_serve_state(const lr_image *image, uint32_t page_size, int32_t *ret_fd,
 	return lr_kept_create(&kind, ret_fd, ret_problem);
 }
 
+/* Addresses of 56 bits are the most that a process may have, and 64 KiB what may be left free at
+ * their beginning. How many there are of them is not known of another's. */
+static void wake_everything(struct lr_target *target)
+{
+	for (int bits = 56; bits > 31; bits--)
+		for (uint64_t start = target->host_page; start <= 65536; start *= 16)
+			if (lr_uffd_wake(&target->uffd, start,
+					 (1ull << bits) - target->host_page - start))
+				return;
+}
+
 /* Whoever waits anywhere asks again. */
 static void wake_all(struct lr_target *target)
 {
 	struct lr_piece piece;
 
+	/* Also where there is no piece. */
+	if (target->is_zero_outside) {
+		wake_everything(target);
+		return;
+	}
 	for (uint64_t address = 0; lr_target_next(target, address, &piece); address = piece.end)
 		lr_uffd_wake(&target->uffd, piece.start, piece.end - piece.start);
 }
@@ -168,8 +185,13 @@ static int find_pieces(struct lr_session *session, const struct lr_serve_options
 		code = add_ranges(target, options);
 	if (code < 0)
 		return fail(ret_problem, code);
-	if (is_there)
+	if (is_there) {
+		/* Its children may live on, and are told of by nobody else. */
+		if (target->is_zero_outside && !lr_children_any(target)
+		    && lr_uffd_is_gone(&target->uffd, target->host_page))
+			return fail(ret_problem, LR_ERR_GONE);
 		return LR_OK;
+	}
 	code = check_ranges(target, ret_problem);
 	if (code == LR_OK && target->kept)
 		lr_keep_save(target, NULL);

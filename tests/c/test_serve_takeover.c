@@ -271,6 +271,66 @@ static void moves_once(void)
 	peer_end(&peer);
 }
 
+/* Pages 0..15 are given up, then they make room for others (from where these lie, as the second
+ * message tells), and the messages are still in the journal though they were worked on: what is
+ * there now was not given up. */
+static int64_t give_up_and_replace(struct peer *self, uint64_t a, uint64_t b)
+{
+	(void)a;
+	(void)b;
+	CHECK_EQ(give_up(self, 0, 16), 0);
+	return mremap(self->memory + 32 * PAGE, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		      self->memory)
+			       == self->memory
+		       ? 0
+		       : errno;
+}
+
+static int64_t check_replaced(struct peer *self, uint64_t a, uint64_t b)
+{
+	(void)a;
+	(void)b;
+	return memcmp(self->memory, image.regions[0].bytes + 32 * PAGE, 16 * PAGE) != 0;
+}
+
+static void gives_up_what_was_there_then(void)
+{
+	uint8_t journal[3 * LR_UFFD_MESSAGE_BYTES] = {0};
+	struct lr_uffd_message messages[LR_UFFD_MESSAGES_MAX];
+	lr_session *session, *dead;
+	struct pollfd ready = {.events = POLLIN};
+	struct peer peer;
+	int state;
+
+	make_image(65536, PAGES, "d");
+	state = new_state();
+	peer_start(&peer, PAGES, PEER_FEATURES);
+	dead = serve(&peer, state);
+	lr_pager_stop(&dead->pager);
+	peer_order(&peer, give_up_and_replace, 0, 0);
+	ready.fd = peer.uffd;
+	/* REMOVE, UNMAP of what makes room or REMAP, in whatever order these come. */
+	for (int i = 0; i < 3; i++) {
+		CHECK_EQ(poll(&ready, 1, -1), 1);
+		CHECK_EQ(lr_keep_read(&dead->target, messages, 1), 1);
+		memcpy(journal + i * LR_UFFD_MESSAGE_BYTES, dead->kept.journal,
+		       LR_UFFD_MESSAGE_BYTES);
+		lr_follow(&dead->target, &messages[0]);
+		if (messages[0].kind != LR_UFFD_REMOVE)
+			lr_keep_told(&dead->target);
+	}
+	/* As if these had been read at once. */
+	memcpy(dead->kept.journal, journal, sizeof(journal));
+	lr_kept_close(&dead->kept);
+	session = serve(&peer, state);
+	CHECK_EQ(peer_result(&peer), 0);
+	CHECK_EQ(peer_do(&peer, check_replaced, 0, 0), 0);
+	CHECK_EQ(peer_do(&peer, check_pages, 48, PAGES), 0);
+	lr_session_close(session);
+	lr_session_close(dead);
+	peer_end(&peer);
+}
+
 /* Two that serve at once would break the rule of one installer. */
 static void only_one_serves(void)
 {
@@ -324,6 +384,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE_LIMIT(survives_that_during_a_fill, 60),
 	CHECK_CASE(loses_nothing_that_was_read),
 	CHECK_CASE(moves_once),
+	CHECK_CASE(gives_up_what_was_there_then),
 	CHECK_CASE(only_one_serves),
 	CHECK_CASE(knows_what_was_let_go),
 };

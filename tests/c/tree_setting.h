@@ -10,17 +10,17 @@
 	(UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP            \
 	 | UFFD_FEATURE_EVENT_REMAP)
 #define TREE_FLAGS   (LR_SERVE_ZERO_OUTSIDE | LR_SERVE_CHILDREN)
-#define TREE_MEMBERS 4096
+#define TREE_MEMBERS 16384
 
 /* Who serves: all members' sessions, as they come. */
 struct tree {
 	int event_fd;
-	bool with_fill;
+	_Atomic bool with_fill; /* of the children; of the first, at the start */
 	_Atomic bool is_over;
 	/* Do not take children. */
 	_Atomic bool is_shy;
 	_Atomic uint32_t count;
-	lr_session *sessions[TREE_MEMBERS];
+	lr_session *_Atomic sessions[TREE_MEMBERS];
 	struct {
 		int32_t uffd, state;
 	} fds[TREE_MEMBERS];
@@ -119,12 +119,16 @@ static inline void tree_end(struct tree *tree, uint32_t number)
 	tree->sessions[number] = NULL;
 }
 
-/* Of those that ended. (Not the first, which the tests look at.) */
+/* Of those that ended, and whose children were taken after that. (Not the first, which the tests look
+ * at.) */
 static inline void tree_tidy(struct tree *tree)
 {
-	for (uint32_t i = 1; i < atomic_load(&tree->count); i++)
-		if (tree->sessions[i] && stats_of(tree->sessions[i]).is_gone)
-			tree_end(tree, i);
+	for (uint32_t i = 1; i < atomic_load(&tree->count); i++) {
+		if (!tree->sessions[i] || !stats_of(tree->sessions[i]).is_gone)
+			continue;
+		tree_take(tree);
+		tree_end(tree, i);
+	}
 }
 
 static inline void *tree_run(void *argument)
