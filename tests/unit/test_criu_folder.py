@@ -22,11 +22,15 @@ from criu_folders import (
     page,
     pagemap,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import lazyrestore
 from lazyrestore import CriuFolder, ImageError, ImageWriter
 from lazyrestore._criu.checkpoint import Checkpoint
 from lazyrestore._criu.pagemap import parse
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 BOTH = PRESENT | LAZY
 HEAP, STACK = 0x5555_0000_3000, 0x7FFF_0000_0000
@@ -168,6 +172,31 @@ def test_files_that_are_long_become_regions(tmp_path):
         checkpoint.write_lazy_folder(str(tmp_path / "lazy"))
     assert (tmp_path / "lazy" / "tmpfs-dev-1.tar.gz.img").read_bytes() == archive
     assert (tmp_path / "lazy" / "pages-3.img").stat().st_size == 0
+
+
+def test_the_golden_image_of_processes(tmp_path):
+    """What an earlier version wrote, every later one makes the same folder of"""
+    with lazyrestore.open(FIXTURES / "processes.lzr") as image:
+        checkpoint = checkpoint_of(image)
+        assert (checkpoint.criu_version, checkpoint.root) == ("4.1.1", 7)
+        assert [(task.pid, task.ppid, task.comm, task.threads) for task in checkpoint.tasks] == [
+            (7, 0, "parent", 2),
+            (9, 7, "child", 1),
+        ]
+        assert checkpoint.lazy_ranges(7) == [(HEAP - 2 * PAGE, 2 * PAGE, PAGE, 0)]
+        assert checkpoint.lazy_ranges(9) == [(HEAP - 2 * PAGE, 2 * PAGE, PAGE, 2)]
+        assert image.verify().damage == ()
+        checkpoint.write_folder(str(tmp_path / "whole"))
+        checkpoint.write_lazy_folder(str(tmp_path / "lazy"))
+        heap, child = (image.read(f"{pid}/555500000000-555500003000")[PAGE:] for pid in (7, 9))
+        stack = image.read("7/7fff00000000-7fff00001000")
+        kept = {name: data for name, data in image.files.items() if name != "lazyrestore.json"}
+        kept |= {"long": image.read("file/long"), "pages-1.img": image.read("shmem-4/0-1000")}
+    whole = {**kept, "pages-2.img": heap + stack, "pages-3.img": child}
+    assert contents(tmp_path / "whole") == whole
+    lazy = contents(tmp_path / "lazy")
+    assert (lazy["pages-2.img"], lazy["pages-3.img"]) == (stack, b"")
+    assert parse(lazy["pagemap-9.img"], "").entries == [(HEAP - 2 * PAGE, 2, LAZY)]
 
 
 def test_a_zombie_has_no_memory(tmp_path):
@@ -519,3 +548,42 @@ def test_verify_looks_at_processes(imported, tmp_path, change, why):
         with lazyrestore.open(tmp_path / "changed.lzr") as made, suppress(ImageError):
             checkpoint_of(made).write_folder(str(tmp_path / "out" / "in"))
     assert not (tmp_path / "evil").exists()
+
+
+KINDS = ["pagemap-7.img", "pagemap-shmem-920.img", "pstree.img", "core-9.img", "inventory.img"]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_no_damage_of_a_file_is_anything_but_an_error(tmp_path_factory, data):
+    """Of a folder, or of an image: refused, or read as what it then says"""
+    tmp_path = tmp_path_factory.mktemp("damage")
+    made = plain(tmp_path / "dump")
+    lazyrestore.dump(CriuFolder(made.path), tmp_path / "image.lzr")
+    name = data.draw(st.sampled_from([*KINDS, "lazyrestore.json"]))
+    with lazyrestore.open(tmp_path / "image.lzr") as image:
+        damaged = bytearray(image.files[name])
+        for _ in range(data.draw(st.integers(1, 3))):
+            damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+        del damaged[data.draw(st.integers(0, len(damaged))) or len(damaged) :]
+
+        def change(files, names):
+            files[name] = bytes(damaged)
+
+        rewritten(image, tmp_path / "changed.lzr", change)
+    with lazyrestore.open(tmp_path / "changed.lzr") as image, suppress(ImageError):
+        checkpoint = checkpoint_of(image)
+        for pid in (7, 8, 9, *(task.pid for task in checkpoint.tasks)):
+            for address, nbytes, offset, number in checkpoint.lazy_ranges(pid):
+                region = image.regions[number]
+                assert region.address + offset == address
+                assert offset + nbytes <= region.length
+        assert image.info.processes == checkpoint.processes
+        checkpoint.write_lazy_folder(str(tmp_path / "lazy"))
+        checkpoint.write_folder(str(tmp_path / "out"))
+    if name in KINDS:
+        made.put(name, bytes(damaged))
+        with suppress(ImageError):
+            lazyrestore.dump(CriuFolder(made.path), tmp_path / "again.lzr")
+            with lazyrestore.open(tmp_path / "again.lzr") as image:
+                assert image.verify().damage == ()
