@@ -149,6 +149,11 @@ class _Conversation:
                     one.close()
                 running.wait()
         if success and running.code == 0:
+            if not self._is_complete:
+                raise CriuError(
+                    f"CRIU did not ask before it was done with process {self._dump.pid}: there is"
+                    " no image; see whether it runs on"
+                )
             self._dump.frozen_us = _frozen_us(self._files)
             return
         code, path = running.code or 0, f"{self._files.path}/"

@@ -268,6 +268,48 @@ def test_a_killed_criu_leaves_no_image(tree, tmp_path, criu_path, monkeypatch):
     assert not (tmp_path / "tree.lzr").exists()
 
 
+def test_a_criu_that_is_killed_when_the_image_is_complete(tree, tmp_path, criu_path, monkeypatch):
+    from lazyrestore._criu import dumping
+
+    image = tmp_path / "tree.lzr"
+    real = dumping.rpc.send_answer
+
+    def send_answer(connection, success):
+        if image.exists():
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            (pid,) = (int(one) for one in children if int(one) != tree.pid)
+            os.kill(pid, signal.SIGKILL)
+        real(connection, success)
+
+    monkeypatch.setattr(dumping.rpc, "send_answer", send_answer)
+    with pytest.raises(CriuError, match=f"image is complete, but .* process {tree.pid}"):
+        lazyrestore.dump(ProcessTree(tree.pid, criu=criu_path), image)
+    assert damage(image) == ()
+    tree.goes_on()
+
+
+def test_a_criu_that_does_not_ask(tree, tmp_path, criu_path, monkeypatch):
+    """Nobody says that an image is there which has no processes in it."""
+    from lazyrestore._criu import dumping
+
+    monkeypatch.setattr(dumping, "_POST_DUMP", "something else")
+    with pytest.raises(CriuError, match="did not ask"):
+        lazyrestore.dump(ProcessTree(tree.pid, criu=criu_path), tmp_path / "tree.lzr")
+    assert left_in(tmp_path) == []
+    assert not (tmp_path / "tree.lzr").exists()
+
+
+def test_where_no_tmpfs_can_be_made(tree, tmp_path, criu_path, monkeypatch):
+    from lazyrestore._criu import dumping, smallfiles
+
+    monkeypatch.setattr(smallfiles, "_PLACES", ())  # so: where temporary files are
+    monkeypatch.setattr(dumping, "SmallFiles", lambda: smallfiles.SmallFiles(detached=False))
+    before = os.listdir(tmp_path)
+    report = lazyrestore.dump(ProcessTree(tree.pid, criu=criu_path), tmp_path / "tree.lzr")
+    assert len(report.processes) == 3
+    assert sorted([*before, "tree.lzr"]) == sorted(os.listdir(tmp_path))
+
+
 # ---- Never zeros ---------------------------------------------------------------------------------
 
 # A process whose memory somebody else fills: it has given its userfaultfd away, as those do that
