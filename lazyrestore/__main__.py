@@ -8,13 +8,21 @@ def main() -> int:
     from ._criu.early import begin
 
     daemon = begin(sys.argv[1:])
-    try:
+    if daemon is None:
         from .cli import main
 
-        return main(daemon=daemon)
+        return main()
+    try:
+        from .cli._process import run_command
+
+        code = run_command(sys.argv[1:], daemon)
+        if code is None:
+            from .cli import main
+
+            code = main(daemon=daemon)
+        return code
     finally:
-        if daemon is not None:
-            daemon.discard()
+        daemon.discard()
 
 
 if __name__ == "__main__":

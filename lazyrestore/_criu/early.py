@@ -7,6 +7,8 @@ it, or discards it.
 
 from __future__ import annotations
 
+import os
+
 from .peek import may_have_processes
 
 TYPE_CHECKING = False
@@ -21,6 +23,11 @@ def begin(arguments: Sequence[str]) -> Daemon | None:
     if arguments[:1] != ["restore"] or "--lazy" not in arguments:
         return None
     if not any(may_have_processes(text) for text in arguments[1:] if not text.startswith("-")):
+        return None
+    try:
+        for fd in range(3):  # the daemon's descriptors must not have these numbers
+            os.fstat(fd)
+    except OSError:
         return None
     from .pager import Daemon
 

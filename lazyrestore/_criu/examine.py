@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from lazyrestore.errors import CriuError
 
-from .find import Criu, CriuCheck, find_criu
+from .find import Criu, find_criu, may_use_criu
 
-_CAP_SYS_ADMIN = 1 << 21
-_CAP_CHECKPOINT_RESTORE = 1 << 40
+
+@dataclass(frozen=True)
+class CriuCheck:
+    """What `criu check` says.
+
+    Attributes:
+        ok: it finds all that it needs.
+        lazy: restores can be lazy, with children of fork as well (uffd-noncoop).
+        problems: what it does not like, a line each; empty if ok.
+    """
+
+    ok: bool
+    lazy: bool
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +126,3 @@ def diagnose(facts: CriuFacts) -> CriuDiagnosis:
     else:
         meaning = "whole processes can be neither dumped nor restored; memory can (dump --pid)"
     return CriuDiagnosis(dump, lazy, meaning, tuple(problems), facts)
-
-
-def may_use_criu() -> bool:
-    """If this process has one of the capabilities that CRIU asks for."""
-    try:
-        with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("CapEff:"):
-                    bits = int(line.split()[1], 16)
-                    return bool(bits & (_CAP_SYS_ADMIN | _CAP_CHECKPOINT_RESTORE))
-    except (OSError, ValueError):
-        pass
-    return os.geteuid() == 0

@@ -7,12 +7,17 @@ its version is known, and asks only when something went wrong.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from lazyrestore.errors import CriuError
 
+if TYPE_CHECKING:
+    from .examine import CriuCheck
+
 VARIABLE = "CRIU"
 _NAME = "criu"
+_CAP_SYS_ADMIN = 1 << 21
+_CAP_CHECKPOINT_RESTORE = 1 << 40
 # Where administrators' programs are, which are not in every user's PATH.
 _ADMIN_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _ASK_S = 30.0
@@ -28,23 +33,7 @@ HOW_TO_GET = (
 )
 
 
-@dataclass(frozen=True)
-class CriuCheck:
-    """What `criu check` says.
-
-    Attributes:
-        ok: it finds all that it needs.
-        lazy: restores can be lazy, with children of fork as well (uffd-noncoop).
-        problems: what it does not like, a line each; empty if ok.
-    """
-
-    ok: bool
-    lazy: bool
-    problems: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Criu:
+class Criu(NamedTuple):
     """The program.
 
     Attributes:
@@ -102,6 +91,8 @@ class Criu:
         Raises:
             CriuError: it does not start.
         """
+        from .examine import CriuCheck
+
         code, output = ask(self.path, "check")
         lazy, _ = ask(self.path, "check", "--feature", "uffd-noncoop")
         if code == 0:
@@ -137,6 +128,19 @@ def find_criu(explicit: str | None = None) -> Criu:
     else:
         advice = f"install the package criu, or give its path with --criu-bin or {VARIABLE}="
     raise CriuError(f"CRIU is not installed, and processes need it: {advice}")
+
+
+def may_use_criu() -> bool:
+    """If this process has one of the capabilities that CRIU asks for."""
+    try:
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("CapEff:"):
+                    bits = int(line.split()[1], 16)
+                    return bool(bits & (_CAP_SYS_ADMIN | _CAP_CHECKPOINT_RESTORE))
+    except (OSError, ValueError):
+        pass
+    return os.geteuid() == 0
 
 
 def search_path() -> str:

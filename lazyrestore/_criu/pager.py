@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from typing import NoReturn, Self
 
-    from lazyrestore._serve.options import ServeOptions
-
 SOCKET_NAME = "lazy-pages.socket"
 ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 """Signals that end a restore."""
@@ -83,7 +81,7 @@ class Daemon:
 
     def begin(
         self,
-        options: ServeOptions,
+        options: dict[str, object],
         folder: PrivateFolder,
         listening: socket.socket,
         log: str | None,
@@ -91,7 +89,7 @@ class Daemon:
         """Have it serve.
 
         Args:
-            options: what to do; paths are absolute.
+            options: what to do, as `ServeOptions.to_record`; paths are absolute.
             folder: of the restore; it is removed if that does not come to its end.
             listening: where CRIU connects; this process closes it.
             log: absolute path of the file for what it says; None: it says so to this process.
@@ -99,7 +97,7 @@ class Daemon:
         import json
 
         self.has_begun = True
-        text = json.dumps({"options": options.to_record(), "folder": folder.path, "log": log})
+        text = json.dumps({"options": options, "folder": folder.path, "log": log})
         with contextlib.suppress(BrokenPipeError):  # it has ended: who waits for it says so
             socket.send_fds(self._link, [text.encode()], [listening.fileno()])
         listening.close()  # if it ends, CRIU shall not wait in a queue of ours

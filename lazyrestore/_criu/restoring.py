@@ -1,6 +1,5 @@
 """`restore --lazy` of processes: a daemon that has the pages, and CRIU, which makes all the rest.
 
-    plan = RestorePlan(image="state.lzr", serve=ServeOptions(image="state.lzr"))
     with Restore(plan) as restore:
         running = restore.run()       # the processes run: their memory comes as it is touched
         code = restore.wait()         # or not: they are nobody's children then
@@ -20,8 +19,7 @@ import contextlib
 import os
 import signal
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from lazyrestore.errors import CriuError, LazyRestoreError
 
@@ -31,25 +29,22 @@ from .folders import Pidfile, PrivateFolder
 from .pager import ENDING, SOCKET_NAME, Daemon, listen
 
 if TYPE_CHECKING:
-    from lazyrestore._serve.options import ServeOptions
-
     from .checkpoint import Checkpoint
-    from .inventory import Task
     from .run import Running
+    from .trees import RunningTree
 
 _DAEMON_END_S = 20.0
 _PASSED_ON = ENDING | {signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH}
 _WAITED_FOR = _PASSED_ON | {signal.SIGCHLD}
 
 
-@dataclass(frozen=True)
-class RestorePlan:
+class RestorePlan(NamedTuple):
     """What is to be restored, and how.
 
     Attributes:
         image: path.
         criu: what restores it.
-        serve: what the daemon does; its image is this one.
+        serve: what the daemon does, as `ServeOptions.to_record`; its image is this one.
         criu_options: more arguments of `criu restore`.
         pidfile: where the first process's number is written; None: nowhere.
         log: absolute path for what the daemon says; None: it tells this process, while that lives.
@@ -58,36 +53,11 @@ class RestorePlan:
 
     image: str
     criu: Criu
-    serve: ServeOptions
-    criu_options: tuple[str, ...] = ()
-    pidfile: str | None = None
-    log: str | None = None
-    begun_ns: int = field(default_factory=time.perf_counter_ns)
-
-
-@dataclass(frozen=True)
-class RunningTree:
-    """Processes that run again. Times in microseconds.
-
-    Attributes:
-        path: the image.
-        pid: the first process's number here.
-        tasks: all processes, with their numbers in the image.
-        daemon_pid: of the process that has their memory.
-        lazy_bytes: memory that comes when it is touched.
-        ready_us: from the beginning until CRIU was started.
-        criu_us: what CRIU took from there.
-        run_us: from the beginning until CRIU said that they run.
-    """
-
-    path: str
-    pid: int
-    tasks: tuple[Task, ...]
-    daemon_pid: int
-    lazy_bytes: int
-    ready_us: float
-    criu_us: float
-    run_us: float
+    serve: dict[str, object]
+    criu_options: tuple[str, ...]
+    pidfile: str | None
+    log: str | None
+    begun_ns: int
 
 
 class NotProcesses(LazyRestoreError):
@@ -184,6 +154,8 @@ class Restore:
             for _, length, _, _ in checkpoint.lazy_ranges(task.pid)
         )
         begun = self._plan.begun_ns
+        from .trees import RunningTree
+
         return RunningTree(
             path=self._plan.image,
             pid=self._root,

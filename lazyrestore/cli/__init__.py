@@ -8,25 +8,20 @@ an exception, and `main` makes one line on standard error and the exit code of i
     2 usage                   5 the remote side
 
 Start-up is part of the time to first access, so only the module of the command that was asked for
-is imported, and each imports what it needs in its function.
+is imported, and each imports what it needs in its function. A restore of processes that is asked
+for with common options does without what reads the arguments (see `lazyrestore.__main__`).
 """
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterable, Sequence
-from importlib import import_module
-from typing import Annotated
-
-import typer
-
-import lazyrestore
-
-from . import _errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import typer
+
     from lazyrestore._criu.pager import Daemon
 
 __all__ = ["COMMANDS", "main", "make_app"]
@@ -46,6 +41,12 @@ def main(arguments: Sequence[str] | None = None, *, daemon: Daemon | None = None
         arguments: without the program's name; None: those of this process.
         daemon: for a restore of processes, forked already.
     """
+    import gc
+
+    import typer
+
+    from . import _errors
+
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given:
         main(["--help"])
@@ -72,34 +73,6 @@ def _commands_for(arguments: Sequence[str]) -> Sequence[str]:
 
 def make_app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     """The application with some of its commands."""
-    app = typer.Typer(
-        name="lazyrestore",
-        help="Memory checkpoints that open at once: compressed, verified, and used like memory.",
-        epilog="'lazyrestore COMMAND --help' says more about a command.",
-        add_completion=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_options)
-    for name in commands:
-        module = name.replace("-", "_")
-        app.command(name)(getattr(import_module(f"{__name__}.{module}"), module))
-    return app
+    from ._app import make_app as make
 
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"lazyrestore {lazyrestore.__version__}")
-        raise typer.Exit
-
-
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-) -> None:
-    pass
+    return make(commands)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping
-
-import typer
-
-from ._errors import Terminated, UsageError, complain
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from lazyrestore._criu.pager import Daemon
-    from lazyrestore._criu.restoring import Restore, RunningTree
-    from lazyrestore._serve.options import ServeOptions
+    from lazyrestore._criu.request import ProcessOptions
+    from lazyrestore._criu.restoring import Restore
+    from lazyrestore._criu.trees import RunningTree
 
 # What CRIU is told by us.
 _OURS = {
@@ -25,30 +23,11 @@ _OURS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class ProcessOptions:
-    """What was asked for; see the options of `lazyrestore restore`."""
-
-    image: str
-    begun_ns: int
-    detach: bool
-    pidfile: str | None
-    criu_bin: str | None
-    criu_options: tuple[str, ...]
-    prefetch: str | None
-    record: str | None
-    working_set: str | None
-    granularity: str | None
-    on_error: str | None
-    keeper: bool
-    log: str | None
-
-
 def refuse(others: Mapping[str, object]) -> None:
     """Name the first option that does not go with --criu."""
     for name, value in others.items():
         if is_given(value):
-            raise UsageError(f"{name} and --criu do not go together: leave out one of the two")
+            raise _usage(f"{name} and --criu do not go together: leave out one of the two")
 
 
 def is_given(value: object) -> bool:
@@ -56,38 +35,63 @@ def is_given(value: object) -> bool:
     return value is not None and value is not False and value != []
 
 
+def run_command(arguments: Sequence[str], daemon: Daemon) -> int | None:
+    """`restore` in short: its exit code; None: the full way of reading arguments is to be taken.
+
+    Args:
+        arguments: of the program, without its name.
+        daemon: forked already; it is used up, or is to be discarded.
+    """
+    import time
+
+    begun_ns = time.perf_counter_ns() - time.process_time_ns()
+    from lazyrestore._criu.request import read
+
+    options = read(arguments[1:])
+    if options is None:
+        return None
+    options.begun_ns = begun_ns
+    try:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        code = run(options, {}, daemon)
+        sys.stdout.flush()
+    except BaseException as error:
+        from . import _errors
+
+        return _errors.report(error, arguments)
+    return code
+
+
 def run(
-    options: ProcessOptions,
-    for_memory: Mapping[str, object],
-    daemon: Daemon | None,
-    *,
-    json: bool,
-    quiet: bool,
-) -> bool:
-    """Restore the processes lazily; False where the image has none.
+    options: ProcessOptions, for_memory: Mapping[str, object], daemon: Daemon | None
+) -> int | None:
+    """Restore the processes lazily; the exit code, or None where the image has none.
 
     Args:
         options: what was asked for.
         for_memory: what was given, or not, that makes sense only where there are none.
         daemon: forked already, or None.
-        json: tell it in JSON.
-        quiet: tell nothing.
     """
     from lazyrestore._criu.restoring import NotProcesses
 
     given = next((name for name, value in for_memory.items() if is_given(value)), None)
     if given is not None:
         if not _has_processes(options.image):
-            return False
-        raise UsageError(
+            return None
+        raise _usage(
             f"{given} is for images of memory, and {options.image} is one of processes: leave it"
             " out"
         )
     try:
-        _restore(options, daemon, json=json, quiet=quiet)
+        return _restore(options, daemon)
     except NotProcesses:
-        return False
-    return True
+        return None
+
+
+def _usage(message: str) -> Exception:
+    from ._errors import UsageError
+
+    return UsageError(message)
 
 
 def _has_processes(image: str) -> bool:
@@ -98,14 +102,14 @@ def _has_processes(image: str) -> bool:
         return Checkpoint.of(opened) is not None
 
 
-def _restore(options: ProcessOptions, daemon: Daemon | None, *, json: bool, quiet: bool) -> None:
-    from lazyrestore._criu.examine import may_use_criu
-    from lazyrestore._criu.find import find_criu
+def _restore(options: ProcessOptions, daemon: Daemon | None) -> int:
+    from lazyrestore._criu.find import find_criu, may_use_criu
     from lazyrestore._criu.restoring import Interrupted, Restore, RestorePlan
-    from lazyrestore.errors import KernelError
 
     _check_criu_options(options.criu_options)
     if not may_use_criu() and "--unprivileged" not in options.criu_options:
+        from lazyrestore.errors import KernelError
+
         raise KernelError(
             "processes are restored by CRIU, which needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE:"
             " be root: sudo lazyrestore restore ..."
@@ -122,15 +126,13 @@ def _restore(options: ProcessOptions, daemon: Daemon | None, *, json: bool, quie
     try:
         with Restore(plan, daemon) as restore:
             running = restore.run()
-            _tell(running, json=json, quiet=quiet)
+            _tell(running, json=options.json, quiet=options.quiet)
             if options.detach:
-                return
+                return 0
             _listen(restore)
-            code = restore.wait()
+            return restore.wait()
     except Interrupted as signal:
         raise _given_up(signal.number, options.image) from None
-    if code:
-        raise typer.Exit(code)
 
 
 def _check_criu_options(given: tuple[str, ...]) -> None:
@@ -139,52 +141,51 @@ def _check_criu_options(given: tuple[str, ...]) -> None:
         short = option[:2] if option[:1] == "-" and option[1:2] != "-" else name
         found = name if name in _OURS else short
         if found in _OURS:
-            raise UsageError(f"--criu-opt={option}: {found} is set here{_OURS[found]}")
+            raise _usage(f"--criu-opt={option}: {found} is set here{_OURS[found]}")
         if not option.startswith("-"):
-            raise UsageError(
+            raise _usage(
                 f"--criu-opt={option} is no option: write an option's value behind it, as in"
                 " --criu-opt=--ghost-limit=1G"
             )
 
 
-def _serve_options(options: ProcessOptions) -> ServeOptions:
-    from lazyrestore._serve.options import ServeOptions
-
+def _serve_options(options: ProcessOptions) -> dict[str, object]:
+    """As ServeOptions has them, whose import would take longer than their use here."""
     prefetch, record, working_set = options.prefetch, options.record, options.working_set
     if record is not None and (prefetch == "all" or working_set is not None):
-        raise UsageError(
+        raise _usage(
             "--record cannot see touches of what was loaded ahead: leave out --prefetch and"
             " --working-set"
         )
     if working_set is not None and prefetch == "none":
-        raise UsageError("--prefetch none loads no working set: leave out one of the two")
-    made = ServeOptions(
-        image=os.path.abspath(options.image),
-        on_error=options.on_error or "kill",
-        prefetch=prefetch or "auto",
-        record=None if record is None else os.path.abspath(record),
-        working_set=None if working_set is None else os.path.abspath(working_set),
-        granularity=options.granularity or "cluster",
-        keeper=options.keeper,
-        log_json=options.log is None,
-        ends_with_peers=True,
-    )
+        raise _usage("--prefetch none loads no working set: leave out one of the two")
+    made: dict[str, object] = {
+        "image": os.path.abspath(options.image),
+        "on_error": options.on_error or "kill",
+        "prefetch": prefetch or "auto",
+        "record": None if record is None else os.path.abspath(record),
+        "working_set": None if working_set is None else os.path.abspath(working_set),
+        "granularity": options.granularity or "cluster",
+        "keeper": options.keeper,
+        "log_json": options.log is None,
+        "ends_with_peers": True,
+    }
     if record is not None or working_set is not None:
         from lazyrestore._serve.images import Images
+        from lazyrestore._serve.options import ServeOptions
         from lazyrestore._serve.run import check_plan
 
         from ._errors import usage_errors
 
-        images = Images(made.image)
+        plan = ServeOptions.from_record(made)
+        images = Images(plan.image)
         images.check()
         with usage_errors():
-            check_plan(made, images)
+            check_plan(plan, images)
     return made
 
 
 def _tell(running: RunningTree, *, json: bool, quiet: bool) -> None:
-    import sys
-
     if json:
         from ._show import print_json
 
@@ -211,6 +212,8 @@ def _listen(restore: Restore) -> None:
 
     from lazyrestore._criu.pager import bad_news
 
+    from ._errors import complain
+
     def pass_on() -> None:
         with open(restore.said, encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -223,6 +226,8 @@ def _listen(restore: Restore) -> None:
 
 def _given_up(number: int, image: str) -> BaseException:
     import signal
+
+    from ._errors import Terminated
 
     text = f"the restore of {image} was given up: nothing is left of it"
     if number == signal.SIGINT:
@@ -243,6 +248,7 @@ def export(image: str, folder: str, *, lazy: bool, json: bool, quiet: bool) -> N
 
     from lazyrestore._criu.checkpoint import Checkpoint
     from lazyrestore._criu.restoring import NotProcesses
+    from lazyrestore._criu.trees import ExportReport
     from lazyrestore._open import Image
 
     from ._errors import stopping_means
@@ -260,7 +266,7 @@ def export(image: str, folder: str, *, lazy: bool, json: bool, quiet: bool) -> N
             raise NotProcesses(f"{image} has memory, but no processes: --criu is for those")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.listdir(folder):
-            raise UsageError(f"{folder} is not empty: give a new folder, or empty it")
+            raise _usage(f"{folder} is not empty: give a new folder, or empty it")
         if lazy:
             checkpoint.write_lazy_folder(folder)
         else:
@@ -288,26 +294,3 @@ def export(image: str, folder: str, *, lazy: bool, json: bool, quiet: bool) -> N
                 f" {duration(report.seconds * 1e6)}{wanted}"
             )
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportReport:
-    """CRIU's folder, written.
-
-    Attributes:
-        path: the image.
-        folder: where it was written to.
-        lazy: it is without the pages that can come later.
-        files: how many there are in it.
-        bytes: their length.
-        criu_version: of the CRIU that dumped the processes.
-        seconds: for everything.
-    """
-
-    path: str
-    folder: str
-    lazy: bool
-    files: int
-    bytes: int
-    criu_version: str
-    seconds: float

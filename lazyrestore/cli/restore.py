@@ -253,23 +253,21 @@ def restore(
             _process.refuse({**only_processes, **only_memory, **only_lazy, "COMMAND": command})
             _process.export(image, criu, lazy=lazy, json=json, quiet=quiet)
             return
-        options = _process.ProcessOptions(
-            image=image,
-            begun_ns=begun_ns,
-            detach=detach,
-            pidfile=pidfile,
-            criu_bin=criu_bin,
-            criu_options=tuple(criu_opt or ()),
-            prefetch=prefetch,
-            record=record,
-            working_set=working_set,
-            granularity=granularity,
-            on_error=on_error,
-            keeper=not no_keeper,
-            log=log,
-        )
+        from lazyrestore._criu.request import ProcessOptions
+
+        options = ProcessOptions()
+        options.image, options.begun_ns = image, begun_ns
+        options.detach, options.pidfile = detach, pidfile
+        options.criu_bin, options.criu_options = criu_bin, tuple(criu_opt or ())
+        options.prefetch, options.record, options.working_set = prefetch, record, working_set
+        options.granularity, options.on_error = granularity, on_error
+        options.keeper, options.log = not no_keeper, log
+        options.json, options.quiet = json, quiet
         others = {**only_memory, "COMMAND": command}
-        if _process.run(options, others, context.obj, json=json, quiet=quiet):
+        code = _process.run(options, others, context.obj)
+        if code:
+            raise typer.Exit(code)
+        if code is not None:
             return
     for name, given in only_processes.items():
         if given:

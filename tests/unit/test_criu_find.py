@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lazyrestore._criu import find
-from lazyrestore._criu.examine import CriuFacts, diagnose, gather
-from lazyrestore._criu.find import Criu, CriuCheck, find_criu, search_path
+from lazyrestore._criu.examine import CriuCheck, CriuFacts, diagnose, gather
+from lazyrestore._criu.find import Criu, find_criu, search_path
 from lazyrestore.errors import CriuError
 
 NEW, OLD = "6.18.1-amd64", "6.1.0-18-amd64"
