@@ -594,16 +594,18 @@ int lr_attachment_release(lr_attachment *attachment, uint32_t region);
 typedef struct lr_warden lr_warden;
 
 struct lr_warden_info {
-	int32_t pid;    /* 0: there is none now */
-	int32_t pidfd;  /* becomes readable when it has ended: lr_warden_start makes another */
-	int32_t page;   /* for the keeper: a memory file that says what there is */
-	int32_t socket; /* for the keeper: where it asks */
+	int32_t pid;        /* 0: there is none now */
+	int32_t pidfd;      /* becomes readable when it has ended: lr_warden_start makes another */
+	int32_t second_pid; /* there are two of them: one sleeps until the other has ended */
+	int32_t second_pidfd; /* the same */
+	int32_t page;         /* for the keeper: a memory file that says what there is */
+	int32_t socket;       /* for the keeper: where it asks */
 };
 
 /* `kills`: nonzero: tasks are ended where nobody serves them; else they get SIGBUS, too. */
 int lr_warden_open(uint32_t kills, lr_warden **ret_warden, struct lr_problem *ret_problem);
-/* Make the process, unless it is there: also after it was killed. For one thread at a time, like
- * all of these. */
+/* Make the processes, unless they are there: also after one was killed. For one thread at a time,
+ * like all of these. */
 int lr_warden_start(lr_warden *warden, struct lr_problem *ret_problem);
 void lr_warden_get_info(const lr_warden *warden, struct lr_warden_info *ret_info);
 /* A pidfd of who takes over when this process ends, lent; -1: there is nobody. */

@@ -25,12 +25,15 @@
 struct lr_warden {
 	struct lr_warden_page *page;
 	int page_fd;
-	int ends[2];   /* the warden's, the keeper's */
-	uint8_t *room; /* guard, stack, struct lr_warden_self, guard */
+	int ends[2]; /* the warden's, the keeper's */
 	size_t room_bytes;
 	size_t host_page;
-	pid_t pid;
-	int pidfd;
+	struct one {
+		uint8_t *room; /* guard, stack, struct lr_warden_self, guard */
+		pid_t pid;
+		int pidfd;
+	} ones[2]; /* who is awake, and who sleeps beside that one */
+	int last;  /* pidfd of one that ended: the other may be about to look at it */
 };
 
 static size_t round_up(size_t bytes, size_t page)
@@ -39,19 +42,18 @@ static size_t round_up(size_t bytes, size_t page)
 }
 
 /* Where nothing that lies beside it is one mapping with it. */
-static int make_room(lr_warden *warden)
+static int make_room(const lr_warden *warden, struct one *one)
 {
 	size_t page = warden->host_page;
-	size_t inner = STACK_BYTES + round_up(sizeof(struct lr_warden_self), page);
+	size_t inner = warden->room_bytes - 2 * page;
 
-	warden->room_bytes = inner + 2 * page;
-	warden->room = mmap(NULL, warden->room_bytes, PROT_NONE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (warden->room == MAP_FAILED) {
-		warden->room = NULL;
+	one->room = mmap(NULL, warden->room_bytes, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (one->room == MAP_FAILED) {
+		one->room = NULL;
 		return errno;
 	}
-	return mprotect(warden->room + page, inner, PROT_READ | PROT_WRITE) < 0 ? errno : 0;
+	return mprotect(one->room + page, inner, PROT_READ | PROT_WRITE) < 0 ? errno : 0;
 }
 
 static int make_page(lr_warden *warden, bool kills)
@@ -68,7 +70,7 @@ static int make_page(lr_warden *warden, bool kills)
 	memcpy(page->magic, "LRWARD", sizeof("LRWARD"));
 	page->version = LR_WARDEN_VERSION;
 	page->kills = kills;
-	page->keeper = -1;
+	page->keeper = page->watched = -1;
 	page->socket = warden->ends[0];
 	page->maker = page->bell = -1;
 	page->maker = (int)syscall(SYS_pidfd_open, getpid(), 0);
@@ -91,12 +93,15 @@ static void free_warden(lr_warden *warden)
 		close_if_open(warden->page->bell);
 		munmap(warden->page, sizeof(*warden->page));
 	}
-	if (warden->room)
-		munmap(warden->room, warden->room_bytes);
+	for (int i = 0; i < 2; i++) {
+		if (warden->ones[i].room)
+			munmap(warden->ones[i].room, warden->room_bytes);
+		close_if_open(warden->ones[i].pidfd);
+	}
 	close_if_open(warden->page_fd);
 	close_if_open(warden->ends[0]);
 	close_if_open(warden->ends[1]);
-	close_if_open(warden->pidfd);
+	close_if_open(warden->last);
 	free(warden);
 }
 
@@ -110,8 +115,11 @@ int lr_warden_open(uint32_t kills, lr_warden **ret_warden, struct lr_problem *re
 	warden = calloc(1, sizeof(*warden));
 	if (!warden)
 		return lr_problem_set(ret_problem, LR_ERR_NOMEM, 0, LR_NOWHERE, LR_NOWHERE);
-	warden->page_fd = warden->pidfd = -1;
+	warden->page_fd = warden->last = -1;
+	warden->ones[0].pidfd = warden->ones[1].pidfd = -1;
 	warden->host_page = (size_t)sysconf(_SC_PAGESIZE);
+	warden->room_bytes = STACK_BYTES + 2 * warden->host_page
+			     + round_up(sizeof(struct lr_warden_self), warden->host_page);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, warden->ends) < 0) {
 		warden->ends[0] = warden->ends[1] = -1;
 		error = errno;
@@ -121,8 +129,8 @@ int lr_warden_open(uint32_t kills, lr_warden **ret_warden, struct lr_problem *re
 		setsockopt(warden->ends[0], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
 		error = make_page(warden, kills);
 	}
-	if (!error)
-		error = make_room(warden);
+	for (int i = 0; i < 2 && !error; i++)
+		error = make_room(warden, &warden->ones[i]);
 	if (error) {
 		free_warden(warden);
 		return lr_problem_from_errno(ret_problem, error);
@@ -131,52 +139,77 @@ int lr_warden_open(uint32_t kills, lr_warden **ret_warden, struct lr_problem *re
 	return LR_OK;
 }
 
-/* Whether it has ended; then nothing is left of it. */
-static bool reap(lr_warden *warden, int flags)
+/* Whether it is not there (any more). */
+static bool reap(lr_warden *warden, struct one *one, int flags)
 {
 	siginfo_t info = {0};
 
 	/* It sends no signal when it ends, and is passed over by whoever waits for any child. */
-	if (warden->pid > 0
-	    && waitid(P_PID, (id_t)warden->pid, &info, WEXITED | __WALL | flags) == 0
+	if (one->pid && waitid(P_PID, (id_t)one->pid, &info, WEXITED | __WALL | flags) == 0
 	    && info.si_pid == 0)
 		return false;
-	close_if_open(warden->pidfd);
-	warden->pidfd = -1;
-	warden->pid = 0;
-	atomic_store(&warden->page->pid, 0);
+	if (one->pid) {
+		close_if_open(warden->last);
+		warden->last = one->pidfd;
+	}
+	one->pid = 0;
+	one->pidfd = -1;
 	return true;
 }
 
-int lr_warden_start(lr_warden *warden, struct lr_problem *ret_problem)
+/* Make one, which sleeps beside the other if that is there. */
+static int make_one(lr_warden *warden, struct one *one, int other, struct lr_problem *ret_problem)
 {
-	uint8_t *stack_end = warden->room + warden->host_page + STACK_BYTES;
+	uint8_t *stack_end = one->room + warden->host_page + STACK_BYTES;
 	struct lr_warden_self *self = (struct lr_warden_self *)stack_end;
 	sigset_t all, before;
 	int pid, error;
 
-	if (warden->pid && !reap(warden, WNOHANG))
-		return LR_OK;
 	self->page = warden->page;
 	self->host_page = (uint32_t)warden->host_page;
-	/* Blocked in the warden from its first moment, and for good. */
+	self->other = other;
+	/* Blocked there from the first moment, and for good. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	pid = clone(lr_warden_live, stack_end, CLONE_FILES | CLONE_PIDFD, self, &warden->pidfd);
+	pid = clone(lr_warden_live, stack_end, CLONE_FILES | CLONE_PIDFD, self, &one->pidfd);
 	error = errno;
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (pid < 0)
 		return lr_problem_from_errno(ret_problem, error);
-	warden->pid = pid;
-	atomic_store(&warden->page->pid, pid);
+	one->pid = pid;
+	if (other < 0)
+		atomic_store(&warden->page->pid, pid);
 	return LR_OK;
+}
+
+int lr_warden_start(lr_warden *warden, struct lr_problem *ret_problem)
+{
+	struct one *ones = warden->ones;
+	int code = LR_OK;
+
+	reap(warden, &ones[1], WNOHANG);
+	if (reap(warden, &ones[0], WNOHANG)) {
+		struct one empty = ones[0];
+
+		/* Who slept is awake by now, or in a moment. */
+		ones[0] = ones[1];
+		ones[1] = empty;
+	}
+	if (!ones[0].pid)
+		code = make_one(warden, &ones[0], -1, ret_problem);
+	atomic_store(&warden->page->watched, ones[0].pidfd);
+	if (code == LR_OK && !ones[1].pid)
+		code = make_one(warden, &ones[1], ones[0].pidfd, ret_problem);
+	return code;
 }
 
 void lr_warden_get_info(const lr_warden *warden, struct lr_warden_info *ret_info)
 {
 	*ret_info = (struct lr_warden_info){
-		.pid = warden->pid,
-		.pidfd = warden->pidfd,
+		.pid = warden->ones[0].pid,
+		.pidfd = warden->ones[0].pidfd,
+		.second_pid = warden->ones[1].pid,
+		.second_pidfd = warden->ones[1].pidfd,
 		.page = warden->page_fd,
 		.socket = warden->ends[1],
 	};
@@ -253,16 +286,18 @@ void lr_warden_close(lr_warden *warden)
 {
 	if (!warden)
 		return;
-	if (warden->pid && has_graves(warden)) {
-		/* It goes on with those when this process has ended, and holds nothing else. */
+	if (has_graves(warden)) {
+		/* They go on with those when this process has ended, and hold nothing else. */
 		for (uint32_t i = 0; i < LR_WARDEN_TASKS_MAX; i++)
 			atomic_store(&warden->page->tasks[i], 0);
 		atomic_store(&warden->page->keeper, -1);
 		return;
 	}
-	if (warden->pid) {
-		kill(warden->pid, SIGKILL);
-		reap(warden, 0);
+	for (int i = 1; i >= 0; i--) {
+		if (warden->ones[i].pid) {
+			kill(warden->ones[i].pid, SIGKILL);
+			reap(warden, &warden->ones[i], 0);
+		}
 	}
 	free_warden(warden);
 }

@@ -9,7 +9,11 @@
  *     maker dead, and there is no keeper     ends the tasks, and answers whatever is left by poison
  *                                            until it is gone (warden_end.c, warden_bury.c)
  *
- * It has a memory of its own, most of which it gives back at once (warden_shed.c): nothing of the
+ * There are two: one sleeps until the other has ended, and goes on in its place. So it takes three
+ * to be killed at once, the maker and both, until a child's memory is lost that its keeper was not
+ * told of yet.
+ *
+ * Each has a memory of its own, most of which it gives back at once (warden_shed.c): nothing of the
  * maker's stays behind for its sake. It was not executed anew: that would end the sharing. So it
  * may have been made while other threads held locks: no allocation there, no locks, and nothing of
  * the C library but what is a system call.
@@ -31,12 +35,14 @@
 struct lr_warden_page {
 	char magic[8]; /* "LRWARD" */
 	uint32_t version;
-	int32_t maker;          /* pidfd */
-	int32_t bell;           /* eventfd: something here has changed */
-	int32_t socket;         /* where the keeper asks; the other end is the keeper's */
-	_Atomic int32_t pid;    /* of the warden that there is; 0: none */
-	_Atomic int32_t keeper; /* pidfd; -1: there is none */
-	_Atomic uint32_t kills; /* tasks are ended where nobody is left to serve them */
+	int32_t maker;            /* pidfd */
+	int32_t bell;             /* eventfd: something here has changed */
+	int32_t socket;           /* where the keeper asks; the other end is the keeper's */
+	_Atomic int32_t pid;      /* of the warden that is awake; 0: none */
+	_Atomic int32_t keeper;   /* pidfd; -1: there is none */
+	_Atomic uint32_t kills;   /* tasks are ended where nobody is left to serve them */
+	_Atomic uint32_t is_left; /* of its maker's descriptors only graves are left */
+	_Atomic int32_t watched;  /* pidfd of who is awake, which the other one looks at */
 	uint32_t reserved;
 	_Atomic uint64_t tasks[LR_WARDEN_TASKS_MAX];   /* pid << 32 | pidfd + 1; 0: free */
 	_Atomic uint64_t buried[LR_WARDEN_BURIED_MAX]; /* userfaultfd + 1; 0: free */
@@ -73,8 +79,8 @@ struct lr_warden_answer {
 struct lr_warden_self {
 	struct lr_warden_page *page;
 	uint32_t host_page;
-	bool is_own;  /* the maker is dead: nobody else uses the table */
-	bool is_left; /* the keeper wants nothing more */
+	int other;   /* pidfd of the one in whose place it is to go on; -1: it is awake at once */
+	bool is_own; /* the maker is dead: nobody else uses the table */
 	uint32_t grave_count;
 	int graves[LR_WARDEN_BURIED_MAX]; /* userfaultfds whose faults it answers */
 	struct pollfd polls[LR_WARDEN_BURIED_MAX + 4];
@@ -102,7 +108,7 @@ void lr_warden_answer_graves(struct lr_warden_self *self);
 void lr_warden_forget_gone(struct lr_warden_self *self);
 /* Whether a descriptor is a userfaultfd. */
 bool lr_warden_is_uffd(int fd);
-/* Close every descriptor but those, and `other`. */
+/* Close every descriptor but those, what the second warden looks at, and `other`. */
 void lr_warden_close_others(struct lr_warden_self *self, int other);
 /* One beyond the highest number that a descriptor may have. */
 int lr_warden_table_end(void);

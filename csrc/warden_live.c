@@ -58,6 +58,13 @@ static void wait_for_more(struct lr_warden_self *self, int first, int second, in
 	poll_some(self->polls, count, timeout_ms);
 }
 
+/* Graves are all that is to be looked after from now on, by whichever warden. */
+static void leave_all_else(struct lr_warden_self *self)
+{
+	if (atomic_exchange(&self->page->is_left, 1) == 0)
+		lr_warden_close_others(self, -1);
+}
+
 /* Nobody serves, and nobody will. */
 static void bring_to_an_end(struct lr_warden_self *self)
 {
@@ -69,7 +76,7 @@ static void bring_to_an_end(struct lr_warden_self *self)
 		if (round == 0)
 			lr_warden_bury_all(self);
 		if (!is_killing)
-			lr_warden_close_others(self, -1);
+			leave_all_else(self);
 		lr_warden_answer_graves(self);
 		lr_warden_forget_gone(self);
 		if (!is_killing && self->grave_count == 0)
@@ -94,6 +101,17 @@ static void settle_down(void)
 	syscall(SYS_close, fd);
 }
 
+/* Until the other one has ended. */
+static void sleep_beside(struct lr_warden_self *self)
+{
+	struct pollfd other = {.fd = self->other, .events = POLLIN};
+
+	/* (The maker closes that not before there is another one to sleep beside this.) */
+	while (self->other >= 0 && poll_some(&other, 1, -1) <= 0)
+		continue;
+	atomic_store(&self->page->pid, (int32_t)syscall(SYS_getpid));
+}
+
 int lr_warden_live(void *argument)
 {
 	struct lr_warden_self *self = argument;
@@ -101,29 +119,29 @@ int lr_warden_live(void *argument)
 
 	settle_down();
 	lr_warden_shed(self);
+	sleep_beside(self);
+	take_buried(self);
 	for (;;) {
 		int64_t timeout_ms = self->grave_count ? 1000 : -1;
+		int keeper = atomic_load(&page->keeper);
 
-		if (!self->is_own && is_over(page->maker))
-			self->is_own = true;
-		if (!self->is_own) {
-			drain(page->bell);
-			take_buried(self);
-			wait_for_more(self, page->maker, page->bell, timeout_ms);
-		} else if (self->is_left) {
+		if (atomic_load(&page->is_left)) {
 			if (self->grave_count == 0)
 				return 0;
 			wait_for_more(self, -1, -1, timeout_ms);
+		} else if (!self->is_own && !is_over(page->maker)) {
+			drain(page->bell);
+			take_buried(self);
+			wait_for_more(self, page->maker, page->bell, timeout_ms);
+		} else if (!self->is_own) {
+			/* What was read there may have been changed in the last moment. */
+			self->is_own = true;
+		} else if (keeper < 0 || is_over(keeper)) {
+			bring_to_an_end(self);
+			return 0;
 		} else {
-			/* Nobody changes it any more. */
-			int keeper = atomic_load(&page->keeper);
-
-			if (keeper < 0 || is_over(keeper)) {
-				bring_to_an_end(self);
-				return 0;
-			}
 			lr_warden_serve(self);
-			if (!self->is_left)
+			if (!atomic_load(&page->is_left))
 				wait_for_more(self, keeper, page->socket, timeout_ms);
 		}
 		lr_warden_answer_graves(self);

@@ -77,14 +77,14 @@ static void answer_one(struct lr_warden_self *self, const struct lr_warden_quest
 		break;
 	case LR_WARDEN_LEAVE:
 		/* Before it is said: the locks that its maker had, and its sockets, end here. */
+		atomic_store(&self->page->is_left, 1);
 		lr_warden_close_others(self, self->page->socket);
-		self->is_left = true;
 		break;
 	default:
 		self->answer.value = EINVAL;
 	}
 	send_answer(self, fd);
-	if (self->is_left)
+	if (atomic_load(&self->page->is_left))
 		syscall(SYS_close, self->page->socket);
 }
 
@@ -92,7 +92,7 @@ void lr_warden_serve(struct lr_warden_self *self)
 {
 	struct lr_warden_question question;
 
-	while (!self->is_left) {
+	while (!atomic_load(&self->page->is_left)) {
 		struct iovec data = {.iov_base = &question, .iov_len = sizeof(question)};
 		struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
 		long got = syscall(SYS_recvmsg, self->page->socket, &message,

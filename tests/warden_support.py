@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from criu_folders import LAZY, PRESENT, FolderMaker
 from keeper_support import Kept
-from serve_support import LIMIT_S, eventually
+from serve_support import LIMIT_S
 
 import lazyrestore
 from lazyrestore.sources.criu import CriuFolder
@@ -23,6 +23,8 @@ PAGES = 8192
 ADDRESS = 0x7E00_0000_0000
 TASK = 7
 PROGRAM = Path(__file__).with_name("criu_task.py")
+
+_CHANGES = ("keeper_started", "keeper_lost", "warden_started", "warden_lost")
 
 
 class TaskImage:
@@ -50,27 +52,23 @@ class Daemon(Kept):
             **options,
         )
 
-    @property
-    def warden(self) -> int:
-        """The last warden that was started."""
-        return int(self.find("warden_started")[-1]["pid"])
-
     def pid_of(self, role: str) -> int:
         """Which process has it now, as far as is known."""
-        return int({"pager": self.server, "keeper": self.keeper, "warden": self.warden}[role])
+        if role in ("pager", "keeper"):
+            return self.server if role == "pager" else self.keeper
+        started = self.find("warden_started")[-1]
+        return int(started["pid" if role == "warden" else "second_pid"])
 
-    def wait_until_whole(self) -> None:
-        """Until somebody serves, with a keeper and a warden that are there."""
-        self.wait_for_keeper()
-        eventually("there is a warden", self._has_warden)
-
-    def _has_warden(self) -> bool:
-        found = [
-            (event["event"], event["service_pid"])
-            for event in list(self.events)
-            if event["event"] in ("warden_started", "warden_lost")
-        ]
-        return found[-1:] == [("warden_started", self.server)]
+    @property
+    def is_whole(self) -> bool:
+        """Whether somebody serves, with a keeper that is ready and both wardens."""
+        events = [event for event in list(self.events) if event["event"] in _CHANGES]
+        mine = [event["event"] for event in events if event["service_pid"] == self.server]
+        wardens = [name for name in mine if name.startswith("warden")]
+        keepers = [name for name in mine if name.startswith("keeper")]
+        return (wardens[-1:], keepers[-1:]) == (["warden_started"], ["keeper_started"]) and all(
+            _is_alive(self.pid_of(role)) for role in ("pager", "keeper", "warden", "second")
+        )
 
 
 class Task:
@@ -120,6 +118,13 @@ class Task:
             if file is not None:
                 with contextlib.suppress(BrokenPipeError):
                     file.close()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def kill_all(pids: list[int], pause_s: float = 0.0) -> None:

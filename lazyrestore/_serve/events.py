@@ -213,7 +213,7 @@ _WORDS: dict[str, Callable[[_Words], str]] = {
     "error": _error,
     "stopped": lambda w: f"stopped: {w['reason']}" if "reason" in w else "stopped",
     "taken_over": lambda w: f"took over {peers(w['peers'])} of process {w['from']}",
-    "warden_started": lambda w: f"process {w['pid']} ends what nobody serves",
+    "warden_started": lambda w: f"process {w['pid']} holds what only this one has",
     "warden_lost": lambda w: f"the warden, process {w['pid']}, is lost: {w['reason']}",
     "inherited": lambda w: f"got {w['children']} children from the warden of process {w['from']}",
     "keeper_started": lambda w: f"process {w['pid']} stands by to take over",

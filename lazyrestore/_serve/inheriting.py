@@ -35,7 +35,7 @@ _PID = struct.Struct("=8sIiiii")
 """What the page begins with: see `struct lr_warden_page`."""
 
 ANSWER_S = 5.0
-_NUDGE_S = 0.5
+_NUDGE_S = 0.2
 
 
 class WardenLost(RemoteError):
@@ -79,8 +79,7 @@ class Asking:
 
     def _ask(self, request: int, number: int = 0) -> tuple[int, list[tuple[int, int]], list[int]]:
         try:
-            self._sock.sendall(_QUESTION.pack(request, number))
-            self._await_answer()
+            self._await_answer(_QUESTION.pack(request, number))
             data, fds, _, _ = socket.recv_fds(
                 self._sock, _ANSWER_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC
             )
@@ -98,12 +97,20 @@ class Asking:
         ]
         return value, [(number, inode) for number, _, inode in items], fds
 
-    def _await_answer(self) -> None:
-        """Somebody may have stopped it: then it goes on."""
+    def _await_answer(self, question: bytes) -> None:
+        """Ask, and ask again whoever goes on from one that was killed meanwhile. Somebody may have
+        stopped it: then it runs again.
+        """
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         deadline = time.monotonic() + ANSWER_S
-        while not poll.poll(_NUDGE_S * 1000):
+        asked = -1
+        while True:
+            if (pid := self._pid()) != asked:
+                asked = pid
+                self._sock.sendall(question)
+            if poll.poll(_NUDGE_S * 1000):
+                return
             self._signal(signal.SIGCONT)
             if time.monotonic() > deadline:
                 # What it holds would be lost with it otherwise, too: nobody can get at it.

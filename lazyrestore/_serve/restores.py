@@ -244,6 +244,9 @@ class Restores:
             number: under which the parent's session knows it.
         """
         service = self._service
+        if uffd < 0:  # it was lost with who had it, and has been ended
+            await service.in_thread(_close_copies, parent, number)
+            return
         if any(one.parent == parent.id and one.child == number for one in service.peers.values()):
             # A predecessor had begun with it, and was killed before the session had forgotten it.
             await service.in_thread(_close_copies, parent, number, uffd, state)

@@ -210,10 +210,8 @@ class Running:
         self.keeping.unwarden(str(estate.pid))
         if asking is not None:
             await in_thread(asking.finish)
-        self._emit(
-            "inherited",
-            **{"from": estate.pid, "children": found.children, "strangers": len(found.strangers)},
-        )
+        counts = {"children": found.children, "lost": len(found.bereaved)}
+        self._emit("inherited", **{"from": estate.pid, **counts})
         for key in found.bereaved:
             await in_thread(inheriting.end_unknown, key, estate.peers)
             self._emit("error", peer=int(key), reason="children of it were lost: they are ended")

@@ -44,17 +44,10 @@ class Warding:
         self._handle = ffi.NULL
         self._held: HeldWarden | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watched = -1
+        self._watched: dict[int, int] = {}  # processes, by pidfd
         self._again: asyncio.TimerHandle | None = None
         self._failures = 0
         self._started_s = 0.0
-
-    @property
-    def pid(self) -> int | None:
-        """The warden's process; None: there is none."""
-        if self._handle == ffi.NULL:
-            return None
-        return int(self._info().pid) or None
 
     def start(self) -> None:
         """Have one from now on; within the loop. Before anybody is served who needs it."""
@@ -96,16 +89,19 @@ class Warding:
             self._retry(None, str(error))
             return
         info = self._info()
-        # (A number that may be another's when it has ended: this one's is closed by then.)
-        self._watched = int(info.pidfd)
-        self._loop.add_reader(self._watched, self._on_end)
-        self._emit("warden_started", pid=int(info.pid))
+        pids = {info.pidfd: info.pid, info.second_pidfd: info.second_pid}
+        for pidfd, pid in {int(fd): int(pid) for fd, pid in pids.items()}.items():
+            # (A number that is another's when it has ended: this one's is closed by then.)
+            self._watched[pidfd] = pid
+            self._loop.add_reader(pidfd, self._on_end, pidfd)
+        self._emit("warden_started", pid=int(info.pid), second_pid=int(info.second_pid))
 
-    def _on_end(self) -> None:
+    def _on_end(self, pidfd: int) -> None:
+        pid = self._watched[pidfd]
         self._unwatch()
         if time.monotonic() - self._started_s > _STEADY_S:
             self._failures = 0
-        self._retry(int(self._info().pid), "it has ended")
+        self._retry(pid, "it has ended")
 
     def _retry(self, pid: int | None, reason: str) -> None:
         assert self._loop is not None
@@ -121,9 +117,10 @@ class Warding:
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        if self._loop is not None and self._watched >= 0:
-            self._loop.remove_reader(self._watched)
-            self._watched = -1
+        for pidfd in self._watched:
+            assert self._loop is not None
+            self._loop.remove_reader(pidfd)
+        self._watched.clear()
 
     def _info(self) -> CData:
         info = ffi.new("struct lr_warden_info *")

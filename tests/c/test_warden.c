@@ -309,9 +309,11 @@ static void is_started_again(void)
 	CHECK_EQ(lr_warden_open(1, &warden, NULL), LR_OK);
 	CHECK_EQ(lr_warden_start(warden, NULL), LR_OK);
 	lr_warden_get_info(warden, &info);
+	CHECK(info.pid > 0 && info.second_pid > 0);
 	CHECK_EQ(lr_warden_start(warden, NULL), LR_OK);
 	lr_warden_get_info(warden, &again);
 	CHECK_EQ(again.pid, info.pid);
+	CHECK_EQ(again.second_pid, info.second_pid);
 	end = (struct pollfd){.fd = info.pidfd, .events = POLLIN};
 	/* What ends programs does not end it, but for that which cannot be refused. */
 	CHECK_CALL(kill(info.pid, SIGTERM));
@@ -321,12 +323,24 @@ static void is_started_again(void)
 	CHECK_EQ(poll(&end, 1, -1), 1);
 	CHECK_EQ(lr_warden_start(warden, NULL), LR_OK);
 	lr_warden_get_info(warden, &again);
-	CHECK(again.pid > 0 && again.pid != info.pid);
+	CHECK_EQ(again.pid, info.second_pid);
+	CHECK(again.second_pid > 0 && again.second_pid != info.pid);
 	CHECK_EQ(again.socket, info.socket);
-	/* Whoever waits for any child does not meet it. */
+	/* Both at once. */
+	end = (struct pollfd){.fd = again.second_pidfd, .events = POLLIN};
+	CHECK_CALL(kill(again.pid, SIGKILL));
+	CHECK_CALL(kill(again.second_pid, SIGKILL));
+	CHECK_EQ(poll(&end, 1, -1), 1);
+	end.fd = again.pidfd;
+	CHECK_EQ(poll(&end, 1, -1), 1);
+	CHECK_EQ(lr_warden_start(warden, NULL), LR_OK);
+	lr_warden_get_info(warden, &again);
+	CHECK(again.pid > 0 && again.second_pid > 0);
+	/* Whoever waits for any child does not meet them. */
 	CHECK_ERRNO(waitpid(-1, NULL, WNOHANG), ECHILD);
 	lr_warden_close(warden);
 	CHECK_ERRNO(kill(again.pid, 0), ESRCH);
+	CHECK_ERRNO(kill(again.second_pid, 0), ESRCH);
 }
 
 static long anonymous_kib(pid_t pid)
@@ -473,6 +487,27 @@ static void gives_the_keeper_everything(void)
 	peer_kill(&peer);
 }
 
+/* The first of the two is killed, before its maker or after that. */
+static void the_second_goes_on(void)
+{
+	for (int is_after = 0; is_after < 2; is_after++) {
+		struct maker maker;
+		struct peer peer;
+
+		task_start(&peer);
+		maker_start(&maker, &(struct setting){&peer, 1, pidfd_of_self(), 0});
+		CHECK_CALL(kill(is_after ? maker.pid : maker.warden, SIGKILL));
+		CHECK_CALL(kill(is_after ? maker.warden : maker.pid, SIGKILL));
+		CHECK_EQ(waitpid(maker.pid, NULL, 0), maker.pid);
+		CHECK_EQ(ask(&maker, LR_WARDEN_LIST, 0), -1);
+		CHECK_EQ(answer.count, 1);
+		CHECK_NE(answer.pid, maker.warden);
+		CHECK_EQ(ask(&maker, LR_WARDEN_LEAVE, 0), -1);
+		wait_until_gone(answer.pid);
+		peer_kill(&peer);
+	}
+}
+
 /* What the maker had locked is free when it has left, and only then. */
 static void leaves_all_but_the_graves(void)
 {
@@ -548,6 +583,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE(costs_little),
 	CHECK_CASE(is_made_among_threads),
 	CHECK_CASE(gives_the_keeper_everything),
+	CHECK_CASE(the_second_goes_on),
 	CHECK_CASE(leaves_all_but_the_graves),
 	CHECK_CASE(buries_while_its_maker_lives),
 };
