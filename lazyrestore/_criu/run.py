@@ -37,6 +37,7 @@ _NOISE = (
     "rlimit: Can't setup RLIMIT_NOFILE",
     "Restoring FAILED",
     "Dumping FAILED",
+    "exited, status=",
     "Killing processes because of failure on restore",
     "The Network was unlocked so some data",
     "cleanup: ",
@@ -83,6 +84,11 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"External socket is used|ext-unix-sk",
         "it has a socket whose other end is outside of what is dumped: dump the process that has"
         " it too, or add --criu-opt=--ext-unix-sk",
+    ),
+    (
+        r"Can't splice all pages",
+        "some of its memory cannot be read: pages that a lazy restore could not load, or that the"
+        " hardware lost; start it again",
     ),
     (
         r"Can't lookup mount",

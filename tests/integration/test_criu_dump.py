@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import pty
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -477,6 +479,22 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.uffd
+def test_one_with_pages_that_could_not_be_loaded_is_refused(tmp_path, criu_path):
+    with served_process() as (process, uffd):
+        start, nbytes = registered(process.pid)
+        try:
+            fcntl.ioctl(uffd, 0xC020AA08, struct.pack("QQQq", start + 8 * 4096, 4096, 0, 0))
+        except OSError:
+            pytest.skip("UFFDIO_POISON needs Linux 6.6")
+        unregister(uffd, start, nbytes)
+        source = ProcessTree(process.pid, leave_running=True, criu=criu_path)
+        with pytest.raises(CriuError, match="cannot be read"):
+            lazyrestore.dump(source, tmp_path / "served.lzr")
+        assert process.poll() is None
+        assert not (tmp_path / "served.lzr").exists()
+
+
 def registered(pid: int) -> tuple[int, int]:
     from lazyrestore.sources import _smaps
 
@@ -486,9 +504,6 @@ def registered(pid: int) -> tuple[int, int]:
 
 
 def unregister(uffd: int, start: int, nbytes: int) -> None:
-    import fcntl
-    import struct
-
     fcntl.ioctl(uffd, 0x8010AA01, struct.pack("QQ", start, nbytes))
 
 
