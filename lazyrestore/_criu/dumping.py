@@ -144,7 +144,11 @@ class _Conversation:
                 criu_questions.close()
                 success = self._serve(pages, questions)
             finally:
-                # To whatever CRIU still asks, this is a "no".
+                # To whatever CRIU still asks, this is a "no": also where a process that was forked
+                # meanwhile, by somebody else here, has these sockets too.
+                for one in (pages, questions):
+                    with suppress(OSError):
+                        one.shutdown(socket.SHUT_RDWR)
                 for one in (pages, questions, criu_pages, criu_questions):
                     one.close()
                 running.wait()

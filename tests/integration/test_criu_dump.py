@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from criu_support import criu
+from process_support import in_child
 from tree_support import LIMIT_S, Tree, descendants, restore, running_tree
 
 import lazyrestore
@@ -244,6 +245,29 @@ def test_the_processes_run_on_when_the_small_files_have_no_room(
     tree.goes_on()
     assert left_in(tmp_path) == []
     assert not (tmp_path / "tree.lzr").exists()
+
+
+@in_child(LIMIT_S)
+def test_the_processes_run_on_when_the_sockets_are_in_a_forked_child_too(tmp_path, criu_path):
+    from lazyrestore._criu import treeimage
+
+    forked = []
+
+    def fail(*_: object) -> None:
+        forked.append(os.fork())
+        if not forked[-1]:
+            signal.pause()
+        raise MemoryError("for a test")
+
+    treeimage.TreeImage.add_pages = fail  # in this child only
+    with running_tree(tmp_path) as tree:
+        try:
+            with pytest.raises(MemoryError, match="for a test"):
+                lazyrestore.dump(ProcessTree(tree.pid, criu=criu_path), tmp_path / "tree.lzr")
+            tree.goes_on()
+        finally:
+            os.kill(forked[0], signal.SIGKILL)
+            os.waitpid(forked[0], 0)
 
 
 def test_a_killed_criu_leaves_no_image(tree, tmp_path, criu_path, monkeypatch):
