@@ -162,7 +162,8 @@ def _serve_options(options: ProcessOptions) -> dict[str, object]:
     made: dict[str, object] = {
         "image": os.path.abspath(options.image),
         "on_error": options.on_error or "kill",
-        "prefetch": prefetch or "auto",
+        # Until all is there the process can be dumped again by nobody, and the daemon has to live.
+        "prefetch": prefetch or ("all" if record is None else "none"),
         "record": None if record is None else os.path.abspath(record),
         "working_set": None if working_set is None else os.path.abspath(working_set),
         "granularity": options.granularity or "cluster",

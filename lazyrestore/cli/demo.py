@@ -29,7 +29,8 @@ def demo(
         typer.Option(
             metavar="SIZE",
             parser=parse_size,
-            help="About how much state the program builds, from 16M.  [default: 320M]",
+            help="About how much state the program builds, from 16M.  [default: 320M; with"
+            " --process 512M]",
         ),
     ] = None,
     keep: Annotated[
@@ -45,6 +46,18 @@ def demo(
             help="Instead: read a region of N pages every 1024 bytes, and show each fault.",
         ),
     ] = None,
+    process: Annotated[
+        bool,
+        typer.Option(
+            "--process",
+            help="Instead: dump a whole program (redis-server, where it is installed), and have it"
+            " run again by criu restore and by restore --lazy. Needs CRIU, and root.",
+        ),
+    ] = False,
+    criu_bin: Annotated[
+        str | None,
+        typer.Option("--criu-bin", metavar="PATH", help="With --process: the CRIU to use."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Dump a live program and restore its memory, with figures.
@@ -53,12 +66,20 @@ def demo(
     both ways, and compares every byte. Needs about twice SIZE of memory, and no rights: what the
     kernel does not allow is said. Leaves nothing behind but what --keep asks for.
     """
+    if criu_bin is not None and not process:
+        raise UsageError("--criu-bin is for --process: leave it out, or add that")
+    if process and walk is not None:
+        raise UsageError("--walk and --process do not go together: give one of them")
     if walk is not None and size is not None:
         raise UsageError("--size has no meaning with --walk: N says how much")
     if size is not None and not _LEAST_BYTES <= size <= _MOST_BYTES:
         raise UsageError(f"--size is {size} bytes: it can be 16M to 64G")
     with stopping_means("the demo was given up: nothing is left of it"), _folder(keep) as folder:
-        if walk is None:
+        if process:
+            from ._demo_process import show
+
+            show(size, folder, criu_bin, is_kept=keep is not None, json=json)
+        elif walk is None:
             _show_demo(size, folder, is_kept=keep is not None, json=json)
         else:
             _show_walk(walk, folder, json=json)

@@ -63,7 +63,8 @@ def restore(
         typer.Option(
             help="With --lazy: what to load ahead of touches, in the background: auto is the"
             " working set and then the rest, or nothing where there is no working set; all is"
-            " everything.  [default: none; auto with --working-set or a COMMAND]"
+            " everything.  [default: none; auto with --working-set or a COMMAND; all for processes,"
+            " without --record]"
         ),
     ] = None,
     record: Annotated[
