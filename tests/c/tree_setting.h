@@ -119,8 +119,8 @@ static inline void tree_end(struct tree *tree, uint32_t number)
 	tree->sessions[number] = NULL;
 }
 
-/* Of those that ended, and whose children were taken after that. (Not the first, which the tests look
- * at.) */
+/* Of those that ended, and whose children were taken after that. (Not the first, which the tests
+ * look at.) */
 static inline void tree_tidy(struct tree *tree)
 {
 	for (uint32_t i = 1; i < atomic_load(&tree->count); i++) {
