@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 DEFAULT_LEVEL = 3
 DEFAULT_CLUSTER_SIZE = 65536
+PROCESS_CLUSTER_SIZE = 8192
+"""Of processes. Once they run, they touch pages here and there, and wait for each cluster whole: in
+clusters of 64 KiB five times as long, for an image that is a twelfth smaller."""
 LEVEL_MIN = -7
 LEVEL_MAX = zstandard.MAX_COMPRESSION_LEVEL
 THREADS_MAX = 256

@@ -25,7 +25,7 @@ def dump(
     path: str | os.PathLike[str],
     *,
     level: int = DEFAULT_LEVEL,
-    cluster_size: int = DEFAULT_CLUSTER_SIZE,
+    cluster_size: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> DumpReport:
@@ -41,7 +41,7 @@ def dump(
         path: the image.
         level: of zstd, -7 to 22.
         cluster_size: bytes that are compressed together, and loaded at one touch: a power of two
-            from 4 KiB to 2 MiB.
+            from 4 KiB to 2 MiB; None: 64 KiB, and 8 KiB of processes (ProcessTree, CriuFolder).
         threads: that compress; None: one for each core that this process may use.
         progress: called at most 20 times a second with the bytes that are done and their total,
             None where that is not known.
@@ -54,9 +54,11 @@ def dump(
         LazyRestoreError: a core file or a folder of CRIU's images is none, or damaged.
         OSError: a file cannot be read or written.
     """
-    check_options(PAGE_SIZE_MIN, cluster_size, level, threads)
     target = os.fsdecode(path)
     origin = _as_source(source)
+    if cluster_size is None:
+        cluster_size = getattr(origin, "default_cluster_size", DEFAULT_CLUSTER_SIZE)
+    check_options(PAGE_SIZE_MIN, cluster_size, level, threads)
     origin.check(target)
     with ImageWriter(
         target,

@@ -70,15 +70,15 @@ def dump(
         int, typer.Option(metavar="N", help="Compression level of zstd, -7 to 22.")
     ] = 3,
     cluster_size: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="SIZE",
             parser=parse_size,
             show_default=False,
             help="How much is compressed together, and loaded by one touch: 4K to 2M."
-            "  [default: 64K]",
+            "  [default: 64K; of processes: 8K]",
         ),
-    ] = 65536,
+    ] = None,
     threads: ThreadsOption = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="List every region, and all that was skipped.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lazyrestore._content import PROCESS_CLUSTER_SIZE
 from lazyrestore._criu.dumping import TreeDump
 from lazyrestore.reports import ProcessInfo, Skipped
 
@@ -33,6 +34,8 @@ class ProcessTree:
             raises ProcessError where the process is not there or must not be dumped now, and
             CriuError where CRIU is missing or cannot do it.
     """
+
+    default_cluster_size = PROCESS_CLUSTER_SIZE
 
     def __init__(
         self,

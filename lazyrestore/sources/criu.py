@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 
+from lazyrestore._content import PROCESS_CLUSTER_SIZE
 from lazyrestore._criu.flatten import NOWHERE, Piece, entries_of, flatten
 from lazyrestore._criu.folder import (
     FILE_BYTES_MAX,
@@ -29,7 +30,6 @@ from .base import Sink
 
 _FILES_BYTES_MAX = 32 << 20
 _SPARSE_BYTES = 1 << 20  # of a piece in which holes are worth looking for
-_CLUSTER_BYTES = 65536  # unless told otherwise; for progress only
 
 
 class CriuFolder:
@@ -41,6 +41,8 @@ class CriuFolder:
         path: the folder.
         criu_version: what made it, as "4.1.1", where that is known.
     """
+
+    default_cluster_size = PROCESS_CLUSTER_SIZE
 
     def __init__(self, path: str | os.PathLike[str], *, criu_version: str = "") -> None:
         self.skipped: list[Skipped] = []
@@ -75,7 +77,7 @@ class CriuFolder:
         """Length of all regions, or nearly."""
         opened = self._open()
         pages = sum(
-            length_of(((piece.address, piece.nbytes) for piece in pieces), _CLUSTER_BYTES)
+            length_of(((piece.address, piece.nbytes) for piece in pieces), PROCESS_CLUSTER_SIZE)
             for pieces in opened.pieces.values()
         )
         return pages + sum(opened.chain[0].sizes[name] for name in opened.long_names)

@@ -161,7 +161,7 @@ def test_files_that_are_long_become_regions(tmp_path):
     with open(made.path / "pages-3.img", "wb") as file:
         file.truncate(300_000 * PAGE)
     assert (made.path / "pagemap-9.img").stat().st_size > 4 << 20
-    lazyrestore.dump(CriuFolder(made.path), tmp_path / "image.lzr")
+    lazyrestore.dump(CriuFolder(made.path), tmp_path / "image.lzr", cluster_size=65536)
     with lazyrestore.open(tmp_path / "image.lzr") as image:
         assert "tmpfs-dev-1.tar.gz.img" not in image.files
         assert "file/tmpfs-dev-1.tar.gz.img" in [region.name for region in image.regions]
@@ -587,3 +587,11 @@ def test_no_damage_of_a_file_is_anything_but_an_error(tmp_path_factory, data):
             lazyrestore.dump(CriuFolder(made.path), tmp_path / "again.lzr")
             with lazyrestore.open(tmp_path / "again.lzr") as image:
                 assert image.verify().damage == ()
+
+
+def test_processes_come_in_small_clusters_unless_told_otherwise(tmp_path):
+    made = plain(tmp_path / "dump")
+    for given, size in ((None, 8192), (32768, 32768)):
+        lazyrestore.dump(CriuFolder(made.path), tmp_path / "image.lzr", cluster_size=given)
+        with lazyrestore.open(tmp_path / "image.lzr") as image:
+            assert image.cluster_size == size
