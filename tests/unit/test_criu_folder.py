@@ -53,7 +53,7 @@ def plain(path: Path) -> FolderMaker:
 def imported(tmp_path):
     """A folder, and the image made of it."""
     made = plain(tmp_path / "dump")
-    report = lazyrestore.dump(CriuFolder(made.path), tmp_path / "image.lzr")
+    report = lazyrestore.dump(CriuFolder(made.path), tmp_path / "image.lzr", cluster_size=65536)
     with lazyrestore.open(tmp_path / "image.lzr") as image:
         yield made.path, image, report
 
@@ -591,7 +591,7 @@ def test_no_damage_of_a_file_is_anything_but_an_error(tmp_path_factory, data):
 
 def test_processes_come_in_small_clusters_unless_told_otherwise(tmp_path):
     made = plain(tmp_path / "dump")
-    for given, size in ((None, 8192), (32768, 32768)):
-        lazyrestore.dump(CriuFolder(made.path), tmp_path / "image.lzr", cluster_size=given)
+    for wanted, size in ((None, 8192), (32768, 32768)):
+        lazyrestore.dump(CriuFolder(made.path), tmp_path / "image.lzr", cluster_size=wanted)
         with lazyrestore.open(tmp_path / "image.lzr") as image:
             assert image.cluster_size == size
