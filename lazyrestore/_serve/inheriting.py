@@ -24,6 +24,7 @@ from lazyrestore.errors import LazyRestoreError, RemoteError
 
 from .handover import close_all
 from .holdings import HeldPeer, HeldWarden
+from .peer import started
 from .sockets import is_userfaultfd
 
 _QUESTION = struct.Struct("=Ii")
@@ -36,6 +37,7 @@ _PID = struct.Struct("=8sIiiii")
 
 ANSWER_S = 5.0
 _NUDGE_S = 0.2
+_MOMENT_S = 5.0
 
 
 class WardenLost(RemoteError):
@@ -182,6 +184,8 @@ def inherit(
         except (LazyRestoreError, OSError, ValueError):
             continue  # told when it is served
         for child in children:
+            if child.uffd < 0:  # seen to before
+                continue
             found.children += 1
             own = None if asking is None else _fetch(asking, child, key, known, peers)
             with contextlib.suppress(LazyRestoreError, ValueError):
@@ -248,14 +252,17 @@ def _strangers(asking: Asking, known: set[int]) -> Iterator[int]:
 
 
 def end_unknown(key: str, peers: Mapping[str, HeldPeer]) -> None:
-    """Kill what descends from a peer's process and is no peer itself."""
+    """Kill what descends from a peer's process, is no peer itself and began a moment ago: of its
+    children that were lost nothing else is known.
+    """
     known = {int(str((held.record or {}).get("pid", 0))) for held in peers.values()}
     record = peers[key].record or {}
     found = [int(str(record.get("pid", 0)))]
     for pid in found:
         found += [child for child in _children(pid) if child not in found]
+    since_s = time.clock_gettime(time.CLOCK_BOOTTIME) - _MOMENT_S
     for pid in found[1:]:
-        if pid not in known:
+        if pid not in known and (started(pid) or 0.0) > since_s:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 

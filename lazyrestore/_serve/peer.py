@@ -442,14 +442,14 @@ def open_pidfd_by_number(pid: int, accepted_s: float) -> int | None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         raise Refusal("gone", "its process has ended") from None
-    started_s = _started(pid)
+    started_s = started(pid)
     if started_s is None or started_s > accepted_s:
         os.close(pidfd)
         raise Refusal("gone", "its process has ended, and another one has its number")
     return pidfd
 
 
-def _started(pid: int) -> float | None:
+def started(pid: int) -> float | None:
     """When a process began, in seconds since the boot; None: there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import listen
+from .estates import Estate, give_up, inherit
 from .events import Events
 from .holdings import HeldPeer, Holdings
 from .images import Images
@@ -17,7 +18,7 @@ from .keeping import Keeping
 from .listen import Listener
 from .notify import Notifier
 from .options import ServeOptions
-from .running import Estate, Running, first_free, kill
+from .running import Running, first_free, kill
 
 if TYPE_CHECKING:
     from .reign import Reign
@@ -115,7 +116,7 @@ async def _run(
     )
     wardens = dict(holdings.wardens)
     warden = wardens.pop(str(pager_pid), None)
-    await running.inherit(Estate(pager_pid, warden, peers, holdings.released))
+    await inherit(running, Estate(pager_pid, warden, peers, holdings.released))
     for key in wardens:  # somebody's who ended before: it has brought them to an end
         keeping.unwarden(key)
     is_careful = len(holdings.promotions) > SOON and admits
@@ -173,7 +174,7 @@ def _give_up(running: Running, key: str, held: HeldPeer) -> None:
         + ("ended" if is_killed else "not served any more, and waits"),
     )
     if (held.record or {}).get("restore"):
-        running.service.spawn(running.give_up(key, held))
+        running.service.spawn(give_up(running, key, held))
         return
     if is_killed:
         kill(held.fds.get("pidfd"))

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .service import Service
 
 
+_LOOK_S = 0.002
+
+
 @dataclasses.dataclass(frozen=True)
 class _Restore:
     """One run of `criu restore`.
@@ -62,6 +65,7 @@ class Restores:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._checkpoints: dict[str, Checkpoint] = {}
+        self._is_frozen = False
         self._unborn = 0  # children that are peers in a moment
         self.count = 0
 
@@ -227,9 +231,28 @@ class Restores:
 
     # Children.
 
+    async def freeze(self) -> None:
+        """Leave those that come from now on to a successor, or until `thaw`: when this returns, all
+        of whom it is not to find in the states are served.
+        """
+        self._is_frozen = True
+        while self._unborn:
+            await asyncio.sleep(_LOOK_S)
+
+    def thaw(self) -> None:
+        """Undo that."""
+        self._is_frozen = False
+        for peer in list(self._service.peers.values()):
+            self._service.spawn(self.look(peer))
+
+    async def thawed(self) -> None:
+        """Wait for that; nobody ends meanwhile, who may have children."""
+        while self._is_frozen:
+            await asyncio.sleep(_LOOK_S)
+
     async def look(self, peer: Peer) -> None:
         """Serve the children that a peer has forked; their userfaultfds wait in its session."""
-        if not peer.restore:
+        if not peer.restore or self._is_frozen:
             return
         while (child := await self._service.in_thread(peer.next_child)) is not None:
             await self.adopt_child(peer, *child)
@@ -244,16 +267,12 @@ class Restores:
             number: under which the parent's session knows it.
         """
         service = self._service
-        if uffd < 0:  # it was lost with who had it, and has been ended
+        if uffd < 0:  # lost with the predecessor, and ended: see `Running.inherit`
             await service.in_thread(_close_copies, parent, number)
             return
         if any(one.parent == parent.id and one.child == number for one in service.peers.values()):
             # A predecessor had begun with it, and was killed before the session had forgotten it.
             await service.in_thread(_close_copies, parent, number, uffd, state)
-            return
-        if uffd < 0:
-            # Lost with the predecessor, which has been seen to: see `Running.inherit`.
-            await service.in_thread(_close_copies, parent, number, state)
             return
         self._unborn += 1
         peer = Peer(
@@ -279,6 +298,9 @@ class Restores:
         except (LazyRestoreError, OSError, ValueError, MemoryError) as error:
             if not peer.is_over():
                 service.emit("error", **peer.describe(), reason=f"it cannot be served: {error}")
+            await service.in_thread(peer.end)
+            # Before the numbers are those of others: the parent's state has them.
+            await service.in_thread(parent.child_is_kept, number)
             await self._end_unserved(peer)
         finally:
             self._unborn -= 1

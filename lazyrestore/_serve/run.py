@@ -15,6 +15,7 @@ from lazyrestore.errors import LazyRestoreError
 
 from . import listen, takeover
 from .criu import PROTOCOL
+from .estates import Estate, inherit
 from .events import Events
 from .folders import follow_folders, paths_of
 from .holdings import Holdings
@@ -25,7 +26,7 @@ from .listen import Listener, SocketError, SocketServed
 from .notify import Notifier, StatusFd
 from .rehearsal import rehearse
 from .reign import Reign
-from .running import Estate, Running, first_free, merge
+from .running import Running, first_free, merge
 from .takeover import Inheritance, TakeoverLost
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ async def _run(
         events.emit("taken_over", **{"from": pid, "pid": os.getpid(), "peers": count})
     service.numbers = itertools.count(first_free(start.peers))
     for estate in start.estates:
-        await running.inherit(estate)
+        await inherit(running, estate)
     await running.adopt_served(start.peers)
     keeping.attach(asyncio.get_running_loop())
     if metrics is not None and not start.others:

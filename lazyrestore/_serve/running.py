@@ -11,14 +11,14 @@ import math
 import os
 import signal
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from lazyrestore.errors import LazyRestoreError
 
 from . import criu, listen, shutdown, takeover
 from .criu_wire import want_senders
-from .ending import end_memory, is_memory_gone
+from .ending import is_memory_gone
+from .estates import give_up, is_of_restore
 from .events import peers
 from .holdings import HeldImage, HeldListener, HeldPeer, Holdings, Record
 from .ledger import NoLedger
@@ -31,11 +31,9 @@ from .warden import Warding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from collections.abc import Set as AbstractSet
 
     from .connection import Connection
     from .events import Events
-    from .holdings import HeldWarden
     from .images import Images
     from .keeping import Keeping
     from .notify import Notifier
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 
 _IDLE_S = 0.5
 _LOOK_S = 0.01
-_STRANGERS_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LESS_TO_DO = ("gone", "refused", "restored")
 
@@ -95,23 +92,6 @@ class KeeperLedger:
             os.close(image.fd)
 
 
-@dataclass(frozen=True)
-class Estate:
-    """What somebody leaves who has served CRIU's tasks, and is dead or about to end.
-
-    Attributes:
-        pid: whose.
-        warden: where to ask for what only that one had; None: there was none.
-        peers: that one's, by key.
-        released: userfaultfds, by inode, that are needed no more.
-    """
-
-    pid: int
-    warden: HeldWarden | None
-    peers: Mapping[str, HeldPeer]
-    released: AbstractSet[int] = frozenset()
-
-
 class Running:
     """One service, from its first moment to its end.
 
@@ -146,7 +126,7 @@ class Running:
         self.service = Service(options, images, emit=self._emit, ledger=self._ledger)
         self.service.requests["takeover"] = self._on_takeover
         self.service.bury = self.warding.bury
-        self._strangers: list[int] = []
+        self.strangers: list[int] = []
         self.status = Status(
             self.service, events, keeper_pid=lambda: keeping.pid, is_promoted=is_promoted
         )
@@ -194,59 +174,6 @@ class Running:
         self.keeping.unlisten(listener.path)
         listener.close()
 
-    async def inherit(self, estate: Estate) -> None:
-        """Get from a warden what nobody else has, and end that; before anything is adopted."""
-        if estate.warden is None and not any(map(is_of_restore, estate.peers.values())):
-            return
-        from . import inheriting
-
-        # This process's own first: it shares this table, which is about to have everything.
-        self.warding.start()
-        asking = None if estate.warden is None else inheriting.Asking(estate.warden)
-        in_thread = self.service.in_thread
-        found = await in_thread(inheriting.inherit, asking, estate.peers, estate.released)
-        # From here on the states name what is in this table.
-        self.warding.announce()
-        self.keeping.unwarden(str(estate.pid))
-        if asking is not None:
-            await in_thread(asking.finish)
-        counts = {"children": found.children, "lost": len(found.bereaved)}
-        self._emit("inherited", **{"from": estate.pid, **counts})
-        for key in found.bereaved:
-            await in_thread(inheriting.end_unknown, key, estate.peers)
-            self._emit("error", peer=int(key), reason="children of it were lost: they are ended")
-        self._strangers += found.strangers
-        if found.strangers:
-            self.service.spawn(self._see_to_strangers())
-
-    async def _see_to_strangers(self) -> None:
-        """Userfaultfds of nobody knows whom: they may be of a restore that is still being heard."""
-        while self._strangers:
-            await asyncio.sleep(_STRANGERS_S)
-            is_busy = bool(self.service.connections) or self.service.restores.is_busy
-            peers = [peer.fds.uffd for peer in self.service.peers.values() if peer.fds.uffd >= 0]
-            known = {os.fstat(fd).st_ino for fd in peers}
-            for fd in list(self._strangers):
-                is_needed = not is_memory_gone(fd) and os.fstat(fd).st_ino not in known
-                if is_needed and (is_busy or not self.warding.bury(fd)):
-                    continue
-                self._strangers.remove(fd)
-                os.close(fd)
-                if is_needed:
-                    self._emit("error", reason="nobody knows whose a userfaultfd is: it is fenced")
-
-    async def give_up(self, key: str, held: HeldPeer) -> None:
-        """One of CRIU's tasks that cannot be served: it is ended before anything is closed."""
-        fds, may_close = held.fds, True
-        if (uffd := fds.get("userfaultfd", -1)) >= 0:
-            may_close = await self.service.in_thread(
-                end_memory, uffd, fds.get("pidfd"), self.warding.bury
-            )
-        self._ledger.gone(key)
-        for role, fd in fds.items():
-            if may_close or role != "userfaultfd":
-                os.close(fd)
-
     async def adopt_served(self, peers: Mapping[str, HeldPeer]) -> None:
         """Go on with those of a predecessor's who were served, or about to be; before `listen`."""
         for key, held in peers.items():
@@ -272,9 +199,12 @@ class Running:
         try:
             peer = await self.service.adopt(held.record, own)
         except Exception as error:
-            self._emit("error", peer=int(key), reason=f"it cannot be served on: {error}")
-            if held.record.get("restore"):
-                await self.give_up(key, held)
+            is_task = is_of_restore(held)
+            # Those of whom no process is known are often dead, and nobody has noticed yet.
+            if not is_task or not is_memory_gone(own.uffd):
+                self._emit("error", peer=int(key), reason=f"it cannot be served on: {error}")
+            if is_task:
+                await give_up(self, key, held)
                 return
             if self.options.on_error == "kill":
                 kill(own.pidfd)
@@ -307,11 +237,13 @@ class Running:
 
     async def pause(self) -> None:
         """See `takeover.Giver`."""
+        await self.service.restores.freeze()
         await self.service.pause()
 
     def resume(self) -> None:
         """See `takeover.Giver`."""
         self.service.resume()
+        self.service.restores.thaw()
 
     async def stop_serving(self) -> None:
         """See `takeover.Giver`."""
@@ -415,7 +347,7 @@ class Running:
         self.keeping.finish()
         self.service.ledger = NoLedger()
         await self.service.close()
-        for fd in self._strangers:
+        for fd in self.strangers:
             self.warding.bury(fd)
         self.warding.close()
         listen.close_all(self.listeners)
@@ -443,11 +375,6 @@ class Running:
     def _leave_process(self) -> NoReturn:
         self.events.close()
         leave_process()
-
-
-def is_of_restore(held: HeldPeer) -> bool:
-    """Whether it is one of CRIU's tasks, or a child of theirs."""
-    return bool((held.record or {}).get("restore"))
 
 
 def kill(pidfd: int | None) -> None:

@@ -426,6 +426,8 @@ class Service:
         await asyncio.shield(ending)
 
     async def _end_peer(self, peer: Peer, reason: str) -> None:
+        if peer.restore:
+            await self.restores.thawed()
         await self.restores.look(peer)
         stats = await self.in_thread(peer.stats)
         self.tallies.end(peer, stats)

@@ -99,6 +99,24 @@ def test_a_task_that_nobody_serves_is_fenced(image: TaskImage, tmp_path: Path) -
 
 
 @in_child(120)
+def test_another_daemon_takes_over(image: TaskImage, tmp_path: Path) -> None:
+    """Again and again, while a task forks: nobody is ended, whoever had its children"""
+    with Daemon(image, tmp_path / "work") as first, Task(first) as task:
+        first.wait("restored")
+        with Daemon(image, tmp_path / "work", "--takeover") as second:
+            second.wait("inherited", **{"from": first.pid})
+            assert first.process.wait(60) == 0
+            time.sleep(0.1)
+            with Daemon(image, tmp_path / "work", "--takeover") as third:
+                third.wait("inherited", **{"from": second.pid})
+                assert second.process.wait(60) == 0
+                time.sleep(0.1)
+                assert task.finish() is not None
+                third.wait_until_all_ended()
+                assert not third.find("error")
+
+
+@in_child(120)
 def test_nothing_is_left(image: TaskImage, tmp_path: Path) -> None:
     """Once it has ended in good order: whoever reads what it says sees the end"""
     with Daemon(image, tmp_path / "work") as daemon:
