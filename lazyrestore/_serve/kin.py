@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _TRIES = 16
 _SAMPLES = 256
-_ENOUGH = 2  # pages: another process may have got one of its own at the same moment
+# Pages: another process may have got one of its own at the same moment.
+_ENOUGH = 2
 _PRESENT_OR_SWAPPED = 3 << 62
 _ENTRY_BYTES = 8
 
@@ -42,7 +43,8 @@ def find_process(peer: Peer) -> tuple[int, int] | None:
             if came := {pid for pid in before if _has(pid, address, peer.page_size)}:
                 found = came if found is None else found & came
                 seen += 1
-        if seen == _ENOUGH or tries == _TRIES:
+        # Relatives touch the same pages: go on as long as there are several.
+        if (seen >= _ENOUGH and found is not None and len(found) < 2) or tries == _TRIES:
             break
     if not found:
         return None

@@ -334,15 +334,22 @@ class Peer:
 
     def end_process(self, timeout_s: float = END_S) -> bool:
         """Kill the process, and wait until its memory is gone; False: it is not."""
+        if is_memory_gone(self.fds.uffd):
+            return True  # whatever has its number, or a page that it had, is another process
         self.identify()
         return end_memory(self.fds.uffd, self.fds.pidfd, None, timeout_s)
 
     def identify(self) -> bool:
         """Find out which process it is, where nothing told; whether that is something new."""
-        if self.fds.pidfd is None and self.restore and (found := find_process(self)) is not None:
-            self.pid, self.fds.pidfd = found
-            return True
-        return False
+        if self.fds.pidfd is not None or not self.restore:
+            return False
+        if (found := find_process(self)) is None:
+            return False
+        if is_memory_gone(self.fds.uffd):
+            os.close(found[1])  # of a process that touched the same page just then
+            return False
+        self.pid, self.fds.pidfd = found
+        return True
 
     def populate(self, region: int, offset: int, length: int) -> None:
         """Load a part of a region now.
