@@ -37,12 +37,13 @@ def lazy_pages(
         ),
     ] = None,
     prefetch: Annotated[
-        Literal["none", "auto", "all"],
+        Literal["none", "auto", "all"] | None,
         typer.Option(
             help="What to load ahead of touches, once the processes run: auto is the working set"
-            " and then the rest, or nothing where there is no working set; all is everything."
+            " and then the rest, or nothing where there is no working set; all is everything,"
+            " a working set first.  [default: all; none with --record]"
         ),
-    ] = "auto",
+    ] = None,
     working_set: Annotated[
         str | None,
         typer.Option(
@@ -155,7 +156,7 @@ def lazy_pages(
         image=os.path.abspath(image),
         sockets=(os.path.join(os.path.abspath(work_dir or images_dir), SOCKET_NAME),),
         on_error=on_error,
-        prefetch=prefetch,
+        prefetch=prefetch or ("all" if record is None else "none"),
         working_set=None if working_set is None else os.path.abspath(working_set),
         granularity=granularity,
         record=None if record is None else os.path.abspath(record),
