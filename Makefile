@@ -34,7 +34,7 @@ bin := $(venv)/bin
 stamp := $(venv)/installed
 core := $(MAKE) --no-print-directory -C csrc -j$(JOBS)
 c_files = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/stress/*.[ch] \
-	tests/guests/*.[ch] examples/*.[ch] examples/*/*.[ch] benchmarks/*.[ch])
+	tests/guests/*.[ch] tests/processes/*.[ch] examples/*.[ch] examples/*/*.[ch] benchmarks/*.[ch])
 
 help:
 	@echo "make demo     dump a live program and restore it lazily, with figures"

@@ -9,7 +9,21 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from program_support import running_programs
 from restore_support import PACKAGE_HOME, TESTS, run_in_child
+
+
+@pytest.fixture(scope="session")
+def program_build(tmp_path_factory):
+    """Where the programs of tests/processes are compiled."""
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture
+def programs(program_build):
+    """See `program_support.Programs`; at the end nothing of them is left."""
+    with running_programs(program_build) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
