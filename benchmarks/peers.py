@@ -86,7 +86,7 @@ def fault_calls() -> dict[str, Any]:
 
 def _run_built(name: str, *arguments: str) -> dict[str, Any]:
     """Build a C program of this folder, run it, and read what it prints."""
-    program = _built(name)
+    program = built(name)
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
     if done.returncode == 77:
         raise NotMeasuredError("there is no userfaultfd here")
@@ -95,7 +95,8 @@ def _run_built(name: str, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def _built(name: str) -> Path:
+def built(name: str) -> Path:
+    """A C program of this folder."""
     source = ROOT / "benchmarks" / f"{name}.c"
     program = ROOT / "build" / "bench" / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:

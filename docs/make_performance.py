@@ -10,6 +10,7 @@ The template's {{...}} are replaced:
     {{targets}}            the rows that have a target
     {{missed}}             those that were missed, or were not measured
     {{serving}}            the rows of `lazyrestore serve`
+    {{processes}}          the rows of whole processes
     {{rows NAME ...}}      the rows of these groups that have none
     {{parts}}              what a fault is made of
     {{calls}}              its system calls
@@ -80,8 +81,18 @@ def targets(found: Found) -> str:
 
 
 def serving(found: Found) -> str:
-    """All rows of others' memory; a line that says so where a run had none yet."""
-    shown = [row for row in found["rows"] if re.match(r"S\d", row["row"])]
+    """All rows of others' memory."""
+    return _all_of(found, r"S\d")
+
+
+def processes(found: Found) -> str:
+    """All rows of processes that are checkpointed and restored."""
+    return _all_of(found, r"W\d")
+
+
+def _all_of(found: Found, pattern: str) -> str:
+    """Rows with a target and without; a line that says so where a run had none yet."""
+    shown = [row for row in found["rows"] if re.match(pattern, row["row"])]
     if not shown:
         return "Not measured in this run."
     return table(_HEADS, [line_of(row, with_target=True) for row in shown])
@@ -95,7 +106,7 @@ def missed(found: Found) -> str:
     bad = [
         row
         for row in found["rows"]
-        if row["met"] is False or (_is_missing(row) and re.match(r"[RS]\d", row["row"]))
+        if row["met"] is False or (_is_missing(row) and re.match(r"[RSW]\d", row["row"]))
     ]
     if not bad:
         return "All targets were met in this run."
@@ -171,7 +182,10 @@ def note(found: Found, *which: str) -> str:
 
 FILLERS: dict[str, Callable[..., str]] = {
     filler.__name__: filler
-    for filler in (machine, targets, missed, serving, rows, parts, calls, ours, peer, ratio, note)
+    for filler in (
+        *(machine, targets, missed, serving, processes),
+        *(rows, parts, calls, ours, peer, ratio, note),
+    )
 }
 
 
