@@ -1,8 +1,9 @@
 """A task as `criu restore --lazy-pages` leaves it: memory that comes when it is touched, and a
 userfaultfd for it that only others have. It reads and forks until its standard input ends.
 
-    criu_task.py SOCKET PID ADDRESS PAGES
+    criu_task.py SOCKET PID ADDRESS PAGES [FORKS]
 
+With FORKS it forks so often, each child ends at once, and then it says "forked".
 Each page PAGE of the memory is `tests/criu_folders.page(f"PID-PAGE-")`. "ready" is written when it
 has been restored; a byte that is wrong ends it with "WRONG"; at the end "done READS FORKS".
 """
@@ -97,9 +98,19 @@ def run(reader: Reader) -> int:
     return forks
 
 
+def beget(reader: Reader, count: int) -> None:
+    """Have so many children, none of which does anything."""
+    for _ in range(count):
+        if (pid := os.fork()) == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        reader.read_one()
+    os.write(1, b"forked\n")
+
+
 def main() -> None:
     """Be restored, and then run."""
-    path, pid, address, pages = sys.argv[1], *map(int, sys.argv[2:])
+    path, pid, address, pages, *forks_first = sys.argv[1], *map(int, sys.argv[2:])
     fd = make_memory(address, pages)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)
@@ -110,6 +121,8 @@ def main() -> None:
         sock.sendall(struct.pack("<I", 0x52535446))
     os.write(1, b"ready\n")
     reader = Reader(pid, address, pages)
+    for count in forks_first:
+        beget(reader, count)
     forks = run(reader)
     os.write(1, f"done {reader.count} {forks}\n".encode())
 

@@ -72,20 +72,24 @@ class Daemon(Kept):
 
 
 class Task:
-    """criu_task.py."""
+    """criu_task.py, with more arguments."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, *arguments: int) -> None:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-P", str(PROGRAM)),
-                *map(str, (daemon.socket_path, TASK, ADDRESS, PAGES)),
+                *map(str, (daemon.socket_path, TASK, ADDRESS, PAGES, *arguments)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        self.hear("ready")
+
+    def hear(self, line: str) -> None:
+        """What it says next."""
         assert self.process.stdout is not None
-        assert self.process.stdout.readline() == b"ready\n"
+        assert self.process.stdout.readline().decode() == f"{line}\n"
 
     @property
     def is_dead(self) -> bool:

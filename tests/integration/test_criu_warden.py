@@ -117,6 +117,15 @@ def test_another_daemon_takes_over(image: TaskImage, tmp_path: Path) -> None:
 
 
 @in_child(120)
+def test_children_that_end_at_once(image: TaskImage, tmp_path: Path) -> None:
+    """There is room for a few that nobody serves yet: they do not take it for good"""
+    with Daemon(image, tmp_path / "work") as daemon, Task(daemon, 300) as task:
+        task.hear("forked")
+        assert task.finish() is not None
+        daemon.wait_until_all_ended()
+
+
+@in_child(120)
 def test_nothing_is_left(image: TaskImage, tmp_path: Path) -> None:
     """Once it has ended in good order: whoever reads what it says sees the end"""
     with Daemon(image, tmp_path / "work") as daemon:
