@@ -29,6 +29,34 @@ def begin(arguments: Sequence[str]) -> Daemon | None:
             os.fstat(fd)
     except OSError:
         return None
+    pid, link, said = fork()
+    from socket import socket
+
     from .pager import Daemon
 
-    return Daemon.fork()
+    return Daemon(pid, socket(fileno=link), said)
+
+
+def fork() -> tuple[int, int, int]:
+    """Start it, before anything is imported that it needs as well: there are two who do that then.
+
+    Returns:
+        Its number, the socket by which it is told what to do, and the pipe by which it speaks.
+    """
+    import _socket  # what `socket` is made of
+
+    mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    said, saying = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()  # whatever a terminal sends is not for it
+            mine.close()
+            from .pager import be_daemon
+
+            be_daemon(theirs.detach(), saying)
+        finally:
+            os._exit(1)
+    theirs.close()
+    os.close(saying)
+    return pid, mine.detach(), said

@@ -13,7 +13,6 @@ Imports little: a restore begins with it.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -70,15 +69,10 @@ class Daemon:
     @classmethod
     def fork(cls) -> Self:
         """Start it: it gets ready, and waits for `begin`. Not where other threads are."""
-        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        said, saying = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            mine.close()
-            _be_daemon(theirs, saying)
-        theirs.close()
-        os.close(saying)
-        return cls(pid, mine, said)
+        from .early import fork
+
+        pid, link, said = fork()
+        return cls(pid, socket.socket(fileno=link), said)
 
     def begin(
         self,
@@ -155,15 +149,19 @@ def bad_news(line: str) -> str | None:
 # ---- In the daemon -------------------------------------------------------------------------------
 
 
-def _be_daemon(link: socket.socket, saying: int) -> NoReturn:
+def be_daemon(link: int, saying: int) -> NoReturn:
+    """Be it, in a child that was just forked.
+
+    Args:
+        link: a socket, whose other end says what to do.
+        saying: a pipe, for what there is to say.
+    """
     code = 1
     try:
-        gc.disable()  # while modules are imported: a tenth of the time that takes
         for number in ENDING:
             signal.signal(number, signal.SIG_DFL)
-        os.setsid()
-        _redirect(saying, [link.fileno()])
-        _serve(link)
+        _redirect(saying, [link])
+        _serve(socket.socket(fileno=link))
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -186,9 +184,11 @@ def _redirect(saying: int, kept: Collection[int]) -> None:
 
 
 def _serve(link: socket.socket) -> None:
+    import gc
     import json
     import threading
 
+    gc.disable()  # while modules are imported: a tenth of the time that takes
     _import_asyncio()
     from lazyrestore._serve.criu import prepare, run_daemon
     from lazyrestore._serve.listen import Listener
