@@ -44,6 +44,7 @@ void lr_children_add(struct lr_target *target, int uffd, int state, uint32_t num
 	target->children[slot].uffd = uffd;
 	target->children[slot].state = state;
 	target->is_taken[slot] = false;
+	target->is_held[slot] = target->uffd.tells_quiet;
 	set_number(&target->children[slot], number);
 	pthread_mutex_unlock(&target->children_lock);
 }
@@ -80,6 +81,32 @@ void lr_children_drop_after(struct lr_target *target, uint64_t number)
 		}
 }
 
+bool lr_children_is_held(struct lr_target *target, uint32_t slot, int *ret_uffd)
+{
+	*ret_uffd = target->children[slot].uffd;
+	return target->is_held[slot];
+}
+
+bool lr_children_any_held(struct lr_target *target)
+{
+	bool is_any = false;
+
+	for (uint32_t i = 0; i < LR_KEPT_CHILDREN_MAX; i++)
+		is_any |= target->is_held[i];
+	return is_any;
+}
+
+bool lr_children_release(struct lr_target *target)
+{
+	bool is_any;
+
+	pthread_mutex_lock(&target->children_lock);
+	is_any = lr_children_any_held(target);
+	memset(target->is_held, 0, sizeof(target->is_held));
+	pthread_mutex_unlock(&target->children_lock);
+	return is_any;
+}
+
 int lr_children_next(struct lr_target *target, struct lr_child *ret_child)
 {
 	int64_t first = -1;
@@ -88,7 +115,7 @@ int lr_children_next(struct lr_target *target, struct lr_child *ret_child)
 	for (uint32_t i = 0; i < LR_KEPT_CHILDREN_MAX; i++) {
 		uint32_t number = number_of(&target->children[i]);
 
-		if (number != 0 && !target->is_taken[i]
+		if (number != 0 && !target->is_taken[i] && !target->is_held[i]
 		    && (first < 0 || number < number_of(&target->children[first])))
 			first = i;
 	}

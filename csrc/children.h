@@ -15,7 +15,8 @@
 uint32_t lr_children_room(struct lr_target *target);
 /* Whether there is one. */
 bool lr_children_any(struct lr_target *target);
-/* Note one. There is room for it. */
+/* Note one, that is held back until it is released where there is a way to know when. There is room
+ * for it. */
 void lr_children_add(struct lr_target *target, int uffd, int state, uint32_t number);
 /* Write them into a table that is about to be published. The lock is held. */
 void lr_children_save(struct lr_target *target, struct lr_kept_table *table);
@@ -24,6 +25,12 @@ void lr_children_save(struct lr_target *target, struct lr_kept_table *table);
 bool lr_children_load(struct lr_target *target, const struct lr_kept_table *table);
 /* Close the states of those with higher numbers: what told of them was not worked on after all. */
 void lr_children_drop_after(struct lr_target *target, uint64_t number);
+
+/* The userfaultfd of the one in a slot that is held back. For the thread that adds them. */
+bool lr_children_is_held(struct lr_target *target, uint32_t slot, int *ret_uffd);
+bool lr_children_any_held(struct lr_target *target);
+/* Hold none back any more: true where there was one. */
+bool lr_children_release(struct lr_target *target);
 
 /* The first that was not handed out: 1, or 0. */
 int lr_children_next(struct lr_target *target, struct lr_child *ret_child);

@@ -7,12 +7,17 @@
 #include "children.h"
 #include "follow.h"
 #include "pieces.h"
+#include "stats.h"
+#include "together.h"
 
 _Static_assert(LR_UFFD_MESSAGES_MAX *LR_UFFD_MESSAGE_BYTES <= LR_KEPT_JOURNAL_BYTES,
 	       "the journal has room for what is read at once");
 /* A thread that was killed in the read has got them all the same: what the kernel gives out is put
  * here, or it was not given out (a child's userfaultfd among it). */
 _Static_assert(LR_UNMAPPED_MAX == LR_KEPT_UNMAPPED_MAX, "all notes are kept");
+
+/* For how long a child may wait for what else is under way. */
+#define HELD_MAX_NS 2000000
 
 static const uint8_t *message_at(const struct lr_kept *kept, int i)
 {
@@ -141,9 +146,15 @@ int lr_keep_child(struct lr_target *target, int uffd, uint64_t number)
 	table->unmapped_count = 0;
 	table->told = 0;
 	memset(table->children, 0, sizeof(table->children));
+	lr_together_mend(target, uffd, table);
+	target->together.held_until_ns = lr_clock_ns() + HELD_MAX_NS;
 	code = lr_kept_clone(target->kept, table, &state);
 	if (code < 0)
 		return code;
+	if (!lr_together_mend_bits(target, state)) {
+		close(state);
+		return LR_ERR_NOMEM;
+	}
 	lr_children_add(target, uffd, state, (uint32_t)number);
 	return LR_OK;
 }
@@ -217,6 +228,8 @@ static int replay(struct lr_target *target, uint64_t told)
 	lr_keep_save(target, NULL);
 	/* Also where it is empty: who cleared it may not have come to its end, or to the number. */
 	clear(kept);
+	/* What was read before is not known. */
+	lr_children_release(target);
 	while (count > 0)
 		close(needless[--count]);
 	return LR_OK;

@@ -279,9 +279,61 @@ int lr_kept_clone(const struct lr_kept *kept, struct lr_kept_table *table, int *
 	return LR_OK;
 }
 
+static bool write_at(int fd, const void *data, size_t bytes, uint64_t at)
+{
+	return pwrite(fd, data, bytes, (off_t)at) == (ssize_t)bytes;
+}
+
 static bool read_at(int fd, void *ret_data, size_t bytes, uint64_t at)
 {
 	return at <= INT64_MAX && pread(fd, ret_data, bytes, (off_t)at) == (ssize_t)bytes;
+}
+
+bool lr_kept_read_table(int fd, const struct lr_kept *parent, struct lr_kept_table *ret_table)
+{
+	struct layout layout = layout_of(&parent->kind);
+	uint64_t at = layout.tables[0] + sizeof(*ret_table);
+
+	return read_at(fd, ret_table, sizeof(*ret_table), layout.tables[0])
+	       && ret_table->count <= parent->kind.pieces_max
+	       && read_at(fd, lr_kept_pieces(ret_table),
+			  ret_table->count * sizeof(struct lr_kept_piece), at);
+}
+
+bool lr_kept_write_table(int fd, const struct lr_kept *parent, const struct lr_kept_table *table)
+{
+	struct layout layout = layout_of(&parent->kind);
+	uint64_t bytes = sizeof(*table) + table->count * sizeof(struct lr_kept_piece);
+
+	return write_at(fd, table, bytes, layout.tables[0]);
+}
+
+bool lr_kept_write_bits(int fd, const struct lr_kept *parent, uint64_t first_page, uint64_t pages,
+			const _Atomic uint64_t *settled)
+{
+	struct layout layout = layout_of(&parent->kind);
+	uint64_t states = lr_pageset_states_bytes(parent->kind.clusters), end = first_page + pages;
+	static const uint8_t missing[PAGE];
+
+	for (uint64_t page = first_page, stop; page < end; page = stop) {
+		uint64_t at = layout.settled + page / 64 * 8, word, mask;
+
+		stop = page - page % 64 + 64 < end ? page - page % 64 + 64 : end;
+		mask = (stop % 64 ? (1ull << stop % 64) - 1 : UINT64_MAX)
+		       & ~((1ull << page % 64) - 1);
+		if (!read_at(fd, &word, sizeof(word), at))
+			return false;
+		word = (word & ~mask) | (settled[page / 64] & mask);
+		if (!write_at(fd, &word, sizeof(word), at))
+			return false;
+	}
+	/* Of all: it only saves work. */
+	for (uint64_t done = 0, step; done < states; done += step) {
+		step = states - done < PAGE ? states - done : PAGE;
+		if (!write_at(fd, missing, step, layout.states + done))
+			return false;
+	}
+	return true;
 }
 
 /* A file of which nothing is known but what it says: it is not mapped, but read. */
@@ -368,11 +420,6 @@ int lr_kept_children(int fd, struct lr_kept_child *ret_children, uint32_t room)
 			ret_children[count - 1] = child;
 	}
 	return (int)count;
-}
-
-static bool write_at(int fd, const void *data, size_t bytes, uint64_t at)
-{
-	return pwrite(fd, data, bytes, (off_t)at) == (ssize_t)bytes;
 }
 
 int lr_kept_set_child(int fd, const struct lr_kept_child *child)

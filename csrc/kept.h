@@ -104,6 +104,13 @@ void lr_kept_leave_lock(struct lr_kept *kept);
 /* Make the file of a child: all that this one has, but with `table`, one of its own two. What could
  * not be loaded may be tried again there. */
 int lr_kept_clone(const struct lr_kept *kept, struct lr_kept_table *table, int *ret_fd);
+/* The table of a child's file, as lr_kept_clone wrote it, to be changed and written once more. */
+bool lr_kept_read_table(int fd, const struct lr_kept *parent, struct lr_kept_table *ret_table);
+bool lr_kept_write_table(int fd, const struct lr_kept *parent, const struct lr_kept_table *table);
+/* Have some pages of a child be as they are in `settled`, and what is known of their clusters be
+ * nothing. */
+bool lr_kept_write_bits(int fd, const struct lr_kept *parent, uint64_t first_page, uint64_t pages,
+			const _Atomic uint64_t *settled);
 /* The children in a file, in its table and in its journal, which nobody serves by. LR_ERR_STATE. As
  * many as fit; returns how many there are. */
 int lr_kept_children(int fd, struct lr_kept_child *ret_children, uint32_t room);

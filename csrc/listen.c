@@ -1,16 +1,20 @@
 #include "listen.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "children.h"
 #include "follow.h"
 #include "keep.h"
+#include "together.h"
 #include "witness.h"
 
 /* How often 50 microseconds (and the timer's slack) may be waited for a fork(). */
 #define PUT_OFF_MAX 200u
+/* Of 20 microseconds, and the timer's slack. */
+#define QUIET_TRIES 10
 
 static void keep(struct lr_pager *pager, const struct lr_uffd_message *fault, uint64_t read_ns)
 {
@@ -51,7 +55,7 @@ static bool apply_fork(struct lr_pager *pager, const struct lr_uffd_message *mes
 	lr_keep_told(target);
 	if (code == LR_KEEP_NOTHING)
 		close(message->child);
-	else
+	else if (!lr_children_any_held(target))
 		lr_target_notify(target);
 	return true;
 }
@@ -64,6 +68,8 @@ static bool apply(struct lr_pager *pager, const struct lr_uffd_message *message)
 		return apply_fork(pager, message);
 	if (!target->is_remote)
 		lr_witness_note(target, message);
+	if (message->kind != LR_UFFD_REMOVE)
+		lr_together_note(target, message);
 	lr_follow(target, message);
 	if (target->kept && message->kind != LR_UFFD_REMOVE)
 		lr_keep_told(target);
@@ -135,6 +141,22 @@ static void keep_faults(struct lr_pager *pager, const struct lr_uffd_message *me
 			keep(pager, &messages[i], read_ns);
 }
 
+/* No page can be put anywhere until what is under way is over, so that is waited for, for a moment.
+ * It may be that a message of it is to be read first. */
+static void end_together(struct lr_target *target)
+{
+	struct timespec pause = {.tv_nsec = 20000};
+	struct pollfd ready = {.fd = target->uffd.fd, .events = POLLIN};
+
+	for (int tries = 0; tries < QUIET_TRIES; tries++) {
+		if (lr_together_end(target))
+			lr_target_notify(target);
+		if (!lr_children_any_held(target) || poll(&ready, 1, 0) != 0)
+			return;
+		nanosleep(&pause, NULL);
+	}
+}
+
 /* How many may be read. */
 static int room_of(struct lr_target *target)
 {
@@ -149,6 +171,7 @@ int lr_listen(struct lr_pager *pager)
 	struct lr_uffd_message messages[LR_UFFD_MESSAGES_MAX];
 	int room, count, total = 0;
 
+	end_together(target);
 	do {
 		bool is_shared;
 
@@ -171,6 +194,7 @@ int lr_listen(struct lr_pager *pager)
 		total += count > 0 ? count : 0;
 		/* (A peer may have as many threads as it likes do nothing but this.) */
 	} while (count == room && !atomic_load_explicit(&pager->is_stopping, memory_order_relaxed));
+	end_together(target);
 	/* No descriptor is to be had for a child's userfaultfd. */
 	return count < 0 && total == 0 && target->takes_children ? -1 : total;
 }

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "children.h"
 #include "huge.h"
 #include "install.h"
 #include "jobs.h"
@@ -222,7 +223,8 @@ bool lr_pager_serve(struct lr_pager *pager)
 static bool wait(struct lr_pager *pager, struct pollfd *waits, bool is_blocked)
 {
 	struct lr_target *target = pager->target;
-	int is_retried = pager->waiting_count || pager->jobs || is_blocked;
+	bool is_retried =
+		pager->waiting_count || pager->jobs || is_blocked || lr_children_any_held(target);
 
 	/* What cannot be read is not waited for either. */
 	waits[0].fd = is_blocked ? -1 : target->uffd.fd;

@@ -98,6 +98,9 @@ void lr_target_close(struct lr_target *target)
 	lr_uffd_close(&target->uffd);
 	if (target->zeros)
 		munmap((void *)target->zeros, target->host_page);
+	if (target->together.settled)
+		munmap((void *)target->together.settled,
+		       lr_pageset_settled_bytes(target->clusters.pages));
 	lr_pageset_close(&target->clusters);
 	lr_pieces_close(target);
 	free(target->ranges);

@@ -63,6 +63,26 @@ struct lr_pieces {
 	_Atomic uint32_t version_after; /* and after it */
 };
 
+/* together.h */
+#define LR_TOGETHER_CHANGES 64u
+#define LR_TOGETHER_PIECES  256u
+
+struct lr_together {
+	uint32_t count;
+	uint32_t was_count;
+	uint64_t held_until_ns; /* the children, at most */
+	/* The bits that pages had which were lost, at their places; or NULL. */
+	_Atomic uint64_t *settled;
+	struct lr_uffd_message changes[LR_TOGETHER_CHANGES];
+	/* What they took away from where it was. */
+	struct lr_was {
+		uint32_t change;
+		bool is_lost; /* else moved */
+		bool is_back; /* in the child that was told of last */
+		struct lr_kept_piece piece;
+	} was[LR_TOGETHER_PIECES];
+};
+
 #define LR_ERRORS_KEPT  1024u
 #define LR_UNMAPPED_MAX 64u
 
@@ -102,6 +122,8 @@ struct lr_target {
 	pthread_mutex_t children_lock;
 	struct lr_kept_child children[LR_KEPT_CHILDREN_MAX];
 	bool is_taken[LR_KEPT_CHILDREN_MAX]; /* handed out, and not said to be kept */
+	bool is_held[LR_KEPT_CHILDREN_MAX];  /* not to be handed out yet */
+	struct lr_together together;         /* the pager's */
 
 	pthread_mutex_t
 		lock; /* of the fields below; held for moments, never while a page is loaded */

@@ -299,6 +299,16 @@ bool lr_uffd_is_gone(const struct lr_uffd *uffd, uint64_t host_page)
 	       && (errno == ESRCH || errno == ENOSPC);
 }
 
+int lr_uffd_has(int fd, uint64_t page, uint64_t host_page)
+{
+	/* From where nothing can be read: that is looked at last. */
+	struct uffdio_copy request = {.dst = page, .src = host_page, .len = host_page};
+
+	if (ioctl(fd, UFFDIO_COPY, &request) == 0 || errno == EFAULT || errno == EEXIST)
+		return 1;
+	return errno == ENOENT ? 0 : -errno;
+}
+
 /* The kernel reports how far it came in a field that holds bytes, or a negative errno where it did
  * nothing. */
 static int64_t progress(int result, int64_t done)

@@ -61,6 +61,8 @@ int lr_uffd_check(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes,
 		  bool *ret_has_zeropage, struct lr_problem *ret_problem);
 /* Whether the address space that it is about is gone. */
 bool lr_uffd_is_gone(const struct lr_uffd *uffd, uint64_t host_page);
+/* Whether a page of its address space is registered: 1 or 0, or a negative errno. */
+int lr_uffd_has(int fd, uint64_t page, uint64_t host_page);
 /* Makes missing pages of the range read as zeros: only for a range of which nothing was promised.
  */
 void lr_uffd_unregister(const struct lr_uffd *uffd, uint64_t start, uint64_t bytes);

@@ -265,6 +265,8 @@ static void moves_once(void)
 	CHECK_EQ(stats_of(session).pages_total, PAGES);
 	CHECK(lr_target_next(&session->target, 0, &piece));
 	CHECK_EQ(peer_do(&peer, check_pages, 0, PAGES), 0);
+	/* (Looked at by the one that writes there, for ThreadSanitizer.) */
+	lr_pager_stop(&session->pager);
 	CHECK_EQ(session->target.unmapped_count, 0);
 	lr_session_close(session);
 	lr_session_close(dead);

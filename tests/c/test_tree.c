@@ -4,6 +4,10 @@
 
 #include <sched.h>
 
+#include "children.h"
+#include "follow.h"
+#include "keep.h"
+#include "together.h"
 #include "tree_setting.h"
 
 #include "tree_storm.h"
@@ -21,12 +25,25 @@ static void tear_down(void)
 /* ---- Memory that is mapped by and by ---- */
 
 #define PAGES 64
-#define PLACE ((uint8_t *)0x200000000000)
+
+/* Where nothing is mapped, nor will be by the kernel itself: far below what it has mapped last. */
+static uint8_t *place;
+
+static void find_place(void)
+{
+	size_t bytes = 1u << 30;
+	uint8_t *found =
+		mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	CHECK(found != MAP_FAILED);
+	CHECK_CALL(munmap(found, bytes));
+	place = found;
+}
 
 /* A peer that has a userfaultfd, and none of the memory that it is about to have. */
 static lr_session *begin_early(int state, int event_fd, uint32_t granularity)
 {
-	struct lr_peer_range range = {.address = (uintptr_t)PLACE, .bytes = PAGES * PAGE};
+	struct lr_peer_range range = {.bytes = PAGES * PAGE};
 	struct lr_serve_options options = {
 		.event_fd = event_fd,
 		.state = state,
@@ -38,6 +55,8 @@ static lr_session *begin_early(int state, int event_fd, uint32_t granularity)
 	lr_session *session = NULL;
 
 	tree_need_forks();
+	find_place();
+	range.address = (uintptr_t)place;
 	peer_start(&peer, 1, TREE_FEATURES);
 	options.uffd = peer.uffd;
 	CHECK_EQ(lr_session_serve(opened, &options, &session, NULL), LR_OK);
@@ -46,13 +65,13 @@ static lr_session *begin_early(int state, int event_fd, uint32_t granularity)
 
 static int64_t map_part(struct peer *self, uint64_t first, uint64_t end)
 {
-	self->memory = PLACE;
+	self->memory = place;
 	self->pages = PAGES;
-	if (mmap(PLACE + first * PAGE, (end - first) * PAGE, PROT_READ | PROT_WRITE,
+	if (mmap(place + first * PAGE, (end - first) * PAGE, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0)
 	    == MAP_FAILED)
 		return errno;
-	return kernel_register(self->uffd, PLACE + first * PAGE, end - first, NULL);
+	return kernel_register(self->uffd, place + first * PAGE, end - first, NULL);
 }
 
 static int64_t check_there(struct peer *self, uint64_t first, uint64_t end)
@@ -256,8 +275,7 @@ static int64_t fork_beside_a_mover(struct peer *self, uint64_t forks, uint64_t u
 
 	(void)unused;
 	mover.places[0] = self->memory + 16 * PAGE;
-	/* Where the kernel maps nothing by itself. */
-	mover.places[1] = (uint8_t *)0x200000000000;
+	mover.places[1] = place;
 	bind_to_first();
 	CHECK_EQ(pthread_create(&thread, NULL, move_to_and_fro, &mover), 0);
 	for (uint64_t i = 0; i < forks && !wrong; i++) {
@@ -290,12 +308,126 @@ static int64_t fork_beside_a_mover(struct peer *self, uint64_t forks, uint64_t u
 static void forks_may_come_while_memory_is_moved(void)
 {
 	make_image(16384, 256, "d");
+	find_place();
 	tree_start(&tree, &peer, 256, false);
 	CHECK_EQ(peer_do(&peer, fork_beside_a_mover, 300, 0), 0);
 	tear_down();
 }
 
+/* The same, made sure of: the messages of both are worked on in the wrong order. */
+
+enum change { MOVE, MOVE_ONTO, UNMAP };
+
+static void change_memory(struct peer *self, enum change change)
+{
+	uint8_t *from = self->memory + 16 * PAGE;
+	uint8_t *to = change == MOVE ? place : self->memory + 64 * PAGE;
+
+	if (change == UNMAP)
+		CHECK_CALL(munmap(from, 16 * PAGE));
+	else
+		CHECK(mremap(from, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+}
+
+/* Whether what a child has is what it must have, the change done before, or not. */
+static int check_changed(struct peer *self, enum change change, bool is_done)
+{
+	const uint8_t *dumped = image.regions[0].bytes;
+	uint8_t *to = change == MOVE ? place : self->memory + 64 * PAGE;
+
+	if (check_pages(self, 0, 16) != 0 || check_pages(self, 32, 64) != 0)
+		return 1;
+	if (!is_done && check_pages(self, 16, 32) != 0)
+		return 2;
+	if (!is_done && change == MOVE_ONTO && check_pages(self, 64, 80) != 0)
+		return 3;
+	return is_done && change != UNMAP && memcmp(to, dumped + 16 * PAGE, 16 * PAGE) != 0 ? 4 : 0;
+}
+
+static int64_t fork_and_change(struct peer *self, uint64_t change, uint64_t is_done_first)
+{
+	int status;
+	pid_t pid;
+
+	if (is_done_first)
+		change_memory(self, (enum change)change);
+	pid = (pid_t)CHECK_CALL(fork());
+	if (pid == 0)
+		_exit(check_changed(self, (enum change)change, is_done_first));
+	if (!is_done_first)
+		change_memory(self, (enum change)change);
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	return status;
+}
+
+static void work_on(struct lr_target *target, const struct lr_uffd_message *message)
+{
+	if (message->kind == LR_UFFD_FORK) {
+		CHECK_EQ(lr_keep_child(target, message->child, target->kept->told + 1), LR_OK);
+	} else {
+		lr_together_note(target, message);
+		lr_follow(target, message);
+	}
+	lr_keep_told(target);
+}
+
+static void mix_up(enum change change, bool is_done_first)
+{
+	int count = change == UNMAP ? 2 : change == MOVE ? 3 : 4;
+	struct lr_uffd_message messages[4], fork = {0};
+	lr_session *session = NULL, *of_child = NULL;
+	struct lr_peer_range range;
+	struct lr_child child;
+	int state = new_state();
+
+	peer_start(&peer, 256, TREE_FEATURES);
+	range = whole_range(&peer);
+	CHECK_EQ(tree_try(peer.uffd, state, -1, &range, 1, &session), LR_OK);
+	CHECK_EQ(lr_session_settle(session), LR_OK);
+	lr_pager_stop(&session->pager);
+	peer_order(&peer, fork_and_change, change, is_done_first);
+	for (int i = 0, others = 0; i < count; i++) {
+		struct lr_uffd_message message;
+
+		CHECK_EQ(kernel_poll(peer.uffd, -1), POLLIN);
+		CHECK_EQ(lr_keep_read(&session->target, &message, 1), 1);
+		if (message.kind == LR_UFFD_FORK)
+			fork = message;
+		else
+			messages[others++] = message;
+	}
+	CHECK_EQ(fork.kind, LR_UFFD_FORK);
+	if (is_done_first)
+		work_on(&session->target, &fork);
+	for (int i = 0; i < count - 1; i++)
+		work_on(&session->target, &messages[i]);
+	if (!is_done_first)
+		work_on(&session->target, &fork);
+	CHECK_EQ(lr_session_next_child(session, &child), 0);
+	/* Nothing is under way any more. */
+	while (!lr_together_end(&session->target))
+		usleep(1000);
+	CHECK_EQ(lr_session_next_child(session, &child), 1);
+	CHECK_EQ(tree_try(child.uffd, child.state, -1, NULL, 0, &of_child), LR_OK);
+	CHECK_EQ(stats_of(of_child).pages_total, !is_done_first ? 256 : change == MOVE ? 256 : 240);
+	CHECK_EQ(peer_result(&peer), 0);
+	lr_session_close(of_child);
+	lr_session_close(session);
+	peer_end(&peer);
+}
+
+static void what_came_second_may_have_been_first(void)
+{
+	make_image(16384, 256, "d");
+	tree_need_forks();
+	find_place();
+	for (int done = 0; done < 2; done++)
+		for (enum change change = MOVE; change <= UNMAP; change++)
+			mix_up(change, done);
+}
+
 static const struct check_case cases[] = {
+	CHECK_CASE(what_came_second_may_have_been_first),
 	CHECK_CASE(what_is_not_mapped_yet_is_not_given_up),
 	CHECK_CASE(what_is_not_there_in_the_end_is_passed_over),
 	CHECK_CASE(what_is_in_no_range_is_zeros),
