@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from criu_support import MADE
 from restore_support import write_image
 
 from lazyrestore._native import ffi, lib
@@ -34,6 +35,9 @@ def _probe() -> tuple[str | None, str | None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "uffd: needs a userfaultfd that serves system calls too")
+    # What is tested finds it there too, as criu_support does.
+    if MADE.exists():
+        os.environ.setdefault("CRIU", str(MADE))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -57,11 +57,8 @@ static int64_t check_moved(struct peer *peer, uint64_t page, uint64_t offset)
 /* Firecracker maps parts of one memory file at several addresses, in any order. */
 static void serves_pieces(void)
 {
-	uint64_t decoded = 0;
-
 	make_image(65536, PAGES, "drz");
-	/* Two workers of a fill may come to decode the same cluster: seldom. */
-	for (int with_fill = 0; with_fill < 2 || (decoded != 5 && with_fill < 20); with_fill++) {
+	for (int with_fill = 0; with_fill < 2; with_fill++) {
 		struct lr_peer_range ranges[3];
 		lr_session *session = NULL;
 		struct peer peer;
@@ -79,7 +76,9 @@ static void serves_pieces(void)
 		if (with_fill) {
 			CHECK_EQ(lr_session_fill(session, NULL), LR_OK);
 			CHECK_EQ(lr_session_wait(session, -1), LR_OK);
-			decoded = stats_of(session).clusters_decoded;
+			/* Five of six; but two workers may come to decode the same one. */
+			CHECK(stats_of(session).clusters_decoded >= 5);
+			CHECK(stats_of(session).clusters_decoded <= 5 + 1);
 			lr_session_close(session);
 			close(peer.uffd);
 			peer.uffd = -1;
@@ -90,8 +89,6 @@ static void serves_pieces(void)
 			lr_session_close(session);
 		peer_end(&peer);
 	}
-	/* Not the last one, of which it has no part. */
-	CHECK_EQ(decoded, 5);
 }
 
 /* Of several regions some, and a last page that is not whole. */
