@@ -5,12 +5,12 @@ userfaultfd for it that only others have. It reads and forks until its standard 
 
 With FORKS it forks so often, each child ends at once, and then it says "forked".
 Each page PAGE of the memory is `tests/criu_folders.page(f"PID-PAGE-")`. "ready" is written when it
-has been restored; a byte that is wrong ends it with "WRONG"; at the end "done READS FORKS".
+has been restored; a byte that is wrong ends it with "WRONG"; at the end "done READS FORKS KILLED":
+the last is how many children a signal has ended.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -75,27 +75,28 @@ def child(reader: Reader) -> None:
     os._exit(0)
 
 
-def run(reader: Reader) -> int:
-    """Read and fork until nobody wants it any more; how often it forked."""
-    forks = 0
+def run(reader: Reader) -> tuple[int, int]:
+    """Read and fork until nobody wants it any more; how often it forked, and lost a child."""
+    forks = killed = 0
     children: set[int] = set()
-    while not select.select([0], [], [], 0)[0]:
+    is_over = False
+    while children or not is_over:
+        is_over = is_over or bool(select.select([0], [], [], 0)[0])
         for _ in range(random.randrange(4)):
             reader.read_one()
         time.sleep(0.001)
-        if len(children) < CHILDREN_MAX:
+        if len(children) < CHILDREN_MAX and not is_over:
             pid = os.fork()
             if pid == 0:
                 child(reader)
             children.add(pid)
             forks += 1
         for pid in list(children):
-            if os.waitpid(pid, os.WNOHANG)[0]:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
                 children.discard(pid)
-    for pid in children:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-    return forks
+                killed += os.WIFSIGNALED(status)
+    return forks, killed
 
 
 def beget(reader: Reader, count: int) -> None:
@@ -123,8 +124,8 @@ def main() -> None:
     reader = Reader(pid, address, pages)
     for count in forks_first:
         beget(reader, count)
-    forks = run(reader)
-    os.write(1, f"done {reader.count} {forks}\n".encode())
+    forks, killed = run(reader)
+    os.write(1, f"done {reader.count} {forks} {killed}\n".encode())
 
 
 main()

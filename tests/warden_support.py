@@ -96,7 +96,9 @@ class Task:
         return self.process.poll() is not None
 
     def finish(self) -> int | None:
-        """Have it end; how often it forked, or None where it was killed. Nothing was ever wrong."""
+        """Have it end; how many of its children were killed, or None where it was itself. Nothing
+        was ever wrong.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -107,7 +109,7 @@ class Task:
         if code:
             assert -code in (signal.SIGKILL, signal.SIGBUS), (code, self._said)
             return None
-        found = re.search(r"^done \d+ (\d+)$", self._said, re.MULTILINE)
+        found = re.search(r"^done \d+ \d+ (\d+)$", self._said, re.MULTILINE)
         assert found is not None, self._said
         return int(found[1])
 

@@ -90,7 +90,7 @@ class Warding:
             return
         info = self._info()
         pids = {info.pidfd: info.pid, info.second_pidfd: info.second_pid}
-        for pidfd, pid in {int(fd): int(pid) for fd, pid in pids.items()}.items():
+        for pidfd, pid in ((int(fd), int(pid)) for fd, pid in pids.items() if fd >= 0):
             # (A number that is another's when it has ended: this one's is closed by then.)
             self._watched[pidfd] = pid
             self._loop.add_reader(pidfd, self._on_end, pidfd)
