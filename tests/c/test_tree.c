@@ -6,6 +6,7 @@
 
 #include "children.h"
 #include "follow.h"
+#include "install.h"
 #include "keep.h"
 #include "together.h"
 #include "tree_setting.h"
@@ -121,6 +122,31 @@ static void what_is_not_mapped_yet_is_not_given_up(void)
 		close(state);
 		peer_end(&peer);
 	}
+}
+
+/* Also where it was there when it was asked for, and is not when it would be put there. */
+static void what_is_not_there_counts_once_all_is_mapped(void)
+{
+	struct lr_installed installed;
+	lr_session *session;
+
+	make_image(65536, PAGES, "d");
+	session = begin_early(new_state(), -1, 0);
+	CHECK_EQ(peer_do(&peer, map_part, 3, 4), 0);
+	CHECK_EQ(lr_install(&session->target, LR_INSTALL_COPY, (uintptr_t)place + 3 * PAGE,
+			    image.regions[0].bytes + 3 * PAGE, 2 * PAGE, &installed),
+		 LR_OK);
+	CHECK_EQ(installed.pages, 1);
+	CHECK_EQ(installed.bytes, PAGE);
+	CHECK_EQ(lr_session_settle(session), LR_OK);
+	CHECK_EQ(lr_install(&session->target, LR_INSTALL_COPY, (uintptr_t)place + 4 * PAGE,
+			    image.regions[0].bytes + 4 * PAGE, 2 * PAGE, &installed),
+		 LR_OK);
+	CHECK_EQ(installed.pages, 0);
+	CHECK_EQ(installed.bytes, 2 * PAGE);
+	CHECK_EQ(peer_do(&peer, check_there, 3, 4), 0);
+	lr_session_close(session);
+	peer_end(&peer);
 }
 
 /* After that what is not there was given up, and holds nothing up. */
@@ -429,6 +455,7 @@ static void what_came_second_may_have_been_first(void)
 static const struct check_case cases[] = {
 	CHECK_CASE(what_came_second_may_have_been_first),
 	CHECK_CASE(what_is_not_mapped_yet_is_not_given_up),
+	CHECK_CASE(what_is_not_there_counts_once_all_is_mapped),
 	CHECK_CASE(what_is_not_there_in_the_end_is_passed_over),
 	CHECK_CASE(what_is_in_no_range_is_zeros),
 	CHECK_CASE(forks_may_come_while_memory_is_moved),
