@@ -189,7 +189,6 @@ def _serve(link: socket.socket) -> None:
     import threading
 
     gc.disable()  # while modules are imported: a tenth of the time that takes
-    _import_asyncio()
     from lazyrestore._serve.criu import prepare, run_daemon
     from lazyrestore._serve.listen import Listener
     from lazyrestore._serve.options import ServeOptions
@@ -214,17 +213,6 @@ def _serve(link: socket.socket) -> None:
     listener = Listener(sock, path, (found.st_dev, found.st_ino), "criu")
     watch = threading.Thread(target=_watch, args=(folder, link), daemon=True)
     run_daemon(ServeOptions.from_record(message["options"]), listener, watch.start)
-
-
-def _import_asyncio() -> None:
-    """Import it as where ssl is not installed: that takes long, and nothing here speaks TLS."""
-    import sys
-
-    sys.modules["ssl"] = None  # type: ignore[assignment]
-    try:
-        import asyncio  # noqa: F401
-    finally:
-        del sys.modules["ssl"]
 
 
 def _watch(folder: PrivateFolder, link: socket.socket) -> None:
