@@ -181,8 +181,10 @@ void lr_warden_forget_gone(struct lr_warden_self *self)
 	for (uint32_t i = 0; i < self->grave_count;) {
 		int fd = self->graves[i];
 		struct lr_uffd uffd = as_uffd(fd);
+		/* The other warden, or the maker, may have closed it: the table is theirs too. */
+		bool is_there = lr_warden_is_uffd(fd);
 
-		if (!lr_uffd_is_gone(&uffd, self->host_page)) {
+		if (is_there && !lr_uffd_is_gone(&uffd, self->host_page)) {
 			i++;
 			continue;
 		}
@@ -190,6 +192,7 @@ void lr_warden_forget_gone(struct lr_warden_self *self)
 			if (atomic_load(&self->page->buried[slot]) == (uint64_t)fd + 1)
 				atomic_store(&self->page->buried[slot], 0);
 		self->graves[i] = self->graves[--self->grave_count];
-		syscall(SYS_close, fd);
+		if (is_there)
+			syscall(SYS_close, fd);
 	}
 }

@@ -52,6 +52,7 @@ static int64_t beget(struct peer *peer, uint64_t talk, uint64_t b)
 struct maker {
 	pid_t pid;
 	pid_t warden;
+	pid_t second;
 	int socket; /* whatever is sent comes back, but for orders */
 	int asking; /* the keeper's end */
 	int page_fd;
@@ -124,7 +125,7 @@ static void make(const struct setting *setting, int socket)
 					       syscall(SYS_pidfd_open, setting->peer->pid, 0))),
 			 LR_OK);
 	peer_send(socket, &info.pid, sizeof(info.pid), info.socket);
-	peer_send(socket, &info.pid, sizeof(info.pid), info.page);
+	peer_send(socket, &info.second_pid, sizeof(info.second_pid), info.page);
 	obey(warden, setting, memory, socket);
 }
 
@@ -144,7 +145,7 @@ static void maker_start(struct maker *maker, const struct setting *setting)
 	close(sockets[1]);
 	maker->socket = sockets[0];
 	CHECK(peer_receive(maker->socket, &pid, sizeof(pid), &maker->asking));
-	CHECK(peer_receive(maker->socket, &pid, sizeof(pid), &maker->page_fd));
+	CHECK(peer_receive(maker->socket, &maker->second, sizeof(maker->second), &maker->page_fd));
 	maker->page = mmap(NULL, sizeof(*maker->page), PROT_READ, MAP_SHARED, maker->page_fd, 0);
 	CHECK(maker->page != MAP_FAILED);
 	CHECK_EQ(maker->page->pid, pid);
@@ -171,6 +172,13 @@ static void wait_until_gone(pid_t pid)
 {
 	while (kill(pid, 0) == 0)
 		usleep(1000);
+}
+
+/* Neither stays behind: what one of them closes, in the table of both, the other lets go of too. */
+static void wait_until_both_are_gone(const struct maker *maker)
+{
+	wait_until_gone(maker->warden);
+	wait_until_gone(maker->second);
 }
 
 /* A task whose memory nobody else can serve. */
@@ -232,7 +240,7 @@ static void ends_who_nobody_serves(void)
 			send(peer.socket, &(struct peer_order){touch, 3, 0},
 			     sizeof(struct peer_order), MSG_NOSIGNAL);
 		expect_death(&peer, SIGKILL);
-		wait_until_gone(maker.warden);
+		wait_until_both_are_gone(&maker);
 	}
 }
 
@@ -249,7 +257,7 @@ static void gives_sigbus_where_nobody_is_to_be_ended(void)
 	CHECK(peer_waits(&peer, 20));
 	maker_kill(&maker);
 	expect_death(&peer, SIGBUS);
-	wait_until_gone(maker.warden);
+	wait_until_both_are_gone(&maker);
 }
 
 /* Its userfaultfd came into the maker's table a moment ago: nobody else has it, and nobody knows
@@ -279,7 +287,7 @@ static void ends_children_that_nobody_knows(void)
 		send(ends[0], &byte, 1, MSG_NOSIGNAL); /* (It may be dead.) */
 		CHECK(read(ends[0], &byte, 1) <= 0);
 		close(ends[0]);
-		wait_until_gone(maker.warden);
+		wait_until_both_are_gone(&maker);
 	}
 }
 
@@ -476,7 +484,7 @@ static void gives_the_keeper_everything(void)
 	CHECK_EQ(ask(&maker, LR_WARDEN_FETCH, 9999), -1);
 	CHECK_EQ(answer.value, EBADF);
 	CHECK_EQ(ask(&maker, LR_WARDEN_LEAVE, 0), -1);
-	wait_until_gone(maker.warden);
+	wait_until_both_are_gone(&maker);
 	/* The tasks live, and wait. */
 	peer_order(&peer, touch, 3, 0);
 	CHECK(peer_waits(&peer, 20));
@@ -539,7 +547,7 @@ static void leaves_all_but_the_graves(void)
 	CHECK_EQ(kill(maker.warden, 0), 0);
 	peer_order(&peer, touch, 3, 0);
 	expect_death(&peer, SIGBUS);
-	wait_until_gone(maker.warden);
+	wait_until_both_are_gone(&maker);
 }
 
 /* Memory that the maker gives up while it lives, and then ends. */
@@ -569,7 +577,7 @@ static void buries_while_its_maker_lives(void)
 			close(maker.socket);
 			CHECK_CHILD(maker.pid);
 		}
-		wait_until_gone(maker.warden);
+		wait_until_both_are_gone(&maker);
 	}
 }
 
