@@ -115,7 +115,9 @@ int lr_children_next(struct lr_target *target, struct lr_child *ret_child)
 	for (uint32_t i = 0; i < LR_KEPT_CHILDREN_MAX; i++) {
 		uint32_t number = number_of(&target->children[i]);
 
-		if (number != 0 && !target->is_taken[i] && !target->is_held[i]
+		/* Of a process that is gone nothing is told any more. */
+		if (number != 0 && !target->is_taken[i]
+		    && (!target->is_held[i] || atomic_load(&target->is_gone))
 		    && (first < 0 || number < number_of(&target->children[first])))
 			first = i;
 	}
