@@ -29,7 +29,7 @@ def end_memory(
 
     False: neither: the userfaultfd must stay open.
     """
-    if pidfd is not None:
+    if pidfd is not None and not is_memory_gone(uffd):
         deadline = time.monotonic() + timeout_s
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)

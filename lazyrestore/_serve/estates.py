@@ -47,6 +47,7 @@ async def inherit(running: Running, estate: Estate) -> None:
     if estate.warden is None and not has_any:
         return
     running.service.restores.count += has_any
+    running.service.restores.expect(held.record for held in estate.peers.values())
     # This process's own first: it shares this table, which is about to have everything.
     running.warding.start()
     asking = None if estate.warden is None else inheriting.Asking(estate.warden)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import TYPE_CHECKING
 
 from lazyrestore.errors import LazyRestoreError
+
+from .ending import is_memory_gone
 
 if TYPE_CHECKING:
     from .handshake import Range
@@ -25,33 +27,47 @@ _PRESENT_OR_SWAPPED = 3 << 62
 _ENTRY_BYTES = 8
 
 
-def find_process(peer: Peer) -> tuple[int, int] | None:
+def find_process(peer: Peer, others: Set[int] = frozenset()) -> tuple[int, int] | None:
     """A peer's process and a pidfd of it, the caller's; None: it cannot be told now.
 
-    Blocks while pages are loaded.
+    Blocks while pages are loaded. It may be killed by what is found here: nobody is found where
+    another could be meant, as where pages come to several at once, or where the peer ends.
+
+    Args:
+        peer: whose; it is being served.
+        others: processes that are other peers.
     """
     found: set[int] | None = None
     seen = tries = 0
     for piece, offset in _samples(peer.ranges, peer.page_size):
         address = piece.address + offset
-        before = _without(address, peer.page_size)
-        if not before:
+        before = _without(address, peer.page_size) - others
+        missing = peer.missing_bytes()
+        if not before or not missing:
             continue
         tries += 1
         with contextlib.suppress(LazyRestoreError, TimeoutError, OSError, ValueError):
             peer.populate(piece.region, piece.offset + offset, peer.page_size)
-            if came := {pid for pid in before if _has(pid, address, peer.page_size)}:
+            came = {pid for pid in before if _has(pid, address, peer.page_size)}
+            # Else it had that page, or had given it up: then it came to others only.
+            if came and peer.missing_bytes() < missing:
                 found = came if found is None else found & came
                 seen += 1
-        # Relatives touch the same pages: go on as long as there are several.
-        if (seen >= _ENOUGH and found is not None and len(found) < 2) or tries == _TRIES:
+        if found is not None and (not found or (seen >= _ENOUGH and len(found) == 1)):
             break
-    if not found:
+        if tries == _TRIES:
+            break
+    if not found or len(found) > 1 or seen < _ENOUGH:
         return None
-    pid = min(found)  # several with one memory, as after vfork: the first of them
-    with contextlib.suppress(OSError):
-        return pid, os.pidfd_open(pid)
-    return None
+    (pid,) = found
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if is_memory_gone(peer.fds.uffd):  # what was seen may have been in another process
+        os.close(pidfd)
+        return None
+    return pid, pidfd
 
 
 def _samples(ranges: Iterable[Range], page_size: int) -> Iterator[tuple[Range, int]]:

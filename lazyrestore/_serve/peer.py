@@ -103,6 +103,7 @@ class Peer:
             session knew it; else 0.
         served_us: since when it is served here, of time.monotonic().
         bury: gives up memory whose owner cannot be ended; see `Warding.bury`.
+        others: the processes of all peers, as far as they are known.
     """
 
     id: int
@@ -128,6 +129,7 @@ class Peer:
     child: int = 0
     served_us: int = 0
     bury: Callable[[int], bool] | None = None
+    others: Callable[[], set[int]] | None = None
     _users: int = 0
     _is_filling: bool = False
     _is_ending: bool = False
@@ -340,13 +342,15 @@ class Peer:
         return end_memory(self.fds.uffd, self.fds.pidfd, None, timeout_s)
 
     def identify(self) -> bool:
-        """Find out which process it is, where nothing told; whether that is something new."""
-        if self.fds.pidfd is not None or not self.restore:
+        """Find out which process it is, where nothing told; whether that is something new.
+
+        Only while it is served, and lives: else somebody else could be taken for it.
+        """
+        if self.fds.pidfd is not None or not self.restore or self.core is None or self.is_over():
             return False
-        if (found := find_process(self)) is None:
-            return False
-        if is_memory_gone(self.fds.uffd):
-            os.close(found[1])  # of a process that touched the same page just then
+        known = set() if self.others is None else self.others()
+        found = find_process(self, known)
+        if found is None:
             return False
         self.pid, self.fds.pidfd = found
         return True

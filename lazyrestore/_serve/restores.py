@@ -27,6 +27,8 @@ from .peer import Peer, PeerFds, open_pidfd_by_number
 from .sockets import is_userfaultfd
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from lazyrestore._criu.checkpoint import Checkpoint
     from lazyrestore._open import Image
     from lazyrestore._workingset import WorkingSet
@@ -66,6 +68,7 @@ class Restores:
         self._service = service
         self._checkpoints: dict[str, Checkpoint] = {}
         self._is_frozen = False
+        self._expected: set[tuple[int, int]] = set()
         self._unborn = 0  # children that are peers in a moment
         self.count = 0
 
@@ -73,6 +76,12 @@ class Restores:
     def is_busy(self) -> bool:
         """Whether somebody is just becoming a peer."""
         return bool(self._unborn)
+
+    def expect(self, records: Iterable[Mapping[str, object] | None]) -> None:
+        """Peers that are about to be adopted: their parents' sessions may still tell of them."""
+        for record in filter(None, records):
+            if record.get("parent"):
+                self._expected.add((int(str(record["parent"])), int(str(record.get("child", 0)))))
 
     async def prepare(self, image: Image) -> None:
         """Read what an image says of its tasks, so that the first restore need not wait for it.
@@ -270,8 +279,9 @@ class Restores:
         if uffd < 0:  # lost with the predecessor, and ended: see `Running.inherit`
             await service.in_thread(_close_copies, parent, number)
             return
-        if any(one.parent == parent.id and one.child == number for one in service.peers.values()):
-            # A predecessor had begun with it, and was killed before the session had forgotten it.
+        if (parent.id, number) in self._expected:
+            # A predecessor had begun with it, and was killed before the session had forgotten it:
+            # it is adopted as a peer, perhaps in a moment.
             await service.in_thread(_close_copies, parent, number, uffd, state)
             return
         self._unborn += 1

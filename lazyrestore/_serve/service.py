@@ -380,13 +380,16 @@ class Service:
         Raises:
             LazyRestoreError, ValueError, OSError: it cannot be served; its descriptors are open.
         """
-        peer.bury = self.bury
+        peer.bury, peer.others = self.bury, self._processes
         peer.prepare()
         self.ledger.image(os.path.abspath(peer.image.path), peer.image.digest)
         self.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
         taken()
         self.emit("admitted", **peer.describe())
         await self._start(peer, first)
+
+    def _processes(self) -> set[int]:
+        return {peer.pid for peer in list(self.peers.values())}
 
     def watch(self, peer: Peer) -> None:
         """Begin to notice what becomes of a peer."""
@@ -401,7 +404,7 @@ class Service:
             ProcessError: it has ended.
         """
         peer = Peer.from_record(record, fds, self.images.open)
-        peer.bury = self.bury
+        peer.bury, peer.others = self.bury, self._processes
         peer.prepare()
         await self._start(peer, None)
         attached.say_served(peer)
