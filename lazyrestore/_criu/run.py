@@ -60,7 +60,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"Unable to create a thread: -17",
         "its number is taken by another process: wait until that has ended, or restore in a"
         " namespace of its own, where all numbers are free: unshare -p -f --mount-proc"
-        " lazyrestore restore ...",
+        " lazyrestore restore ... (without -d: a namespace ends with its first process)",
     ),
     (
         r"session leader .* outside of its pid namespace",
