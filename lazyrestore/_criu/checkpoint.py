@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int | None], None]
 
 OURS = "lazyrestore.json"
-_PAGEMAP_PREFIX, _IMG = "pagemap-", ".img"
+_PAGEMAP_PREFIX, _MM_PREFIX, _IMG = "pagemap-", "mm-", ".img"
 
 
 class Checkpoint:
@@ -107,6 +107,28 @@ class Checkpoint:
             return None
         return parse(data, f"{self.image.path}: {file}")
 
+    def lazy_pagemap(self, name: str, known: Pagemap | None = None) -> Pagemap | None:
+        """As `pagemap`, where only what may come later is LAZY.
+
+        CRIU counts all private anonymous memory for that. But memory that children find empty
+        (MADV_WIPEONFORK) has to be there before any of them is forked: nothing tells a pager that a
+        page of theirs is missing because it was wiped.
+        """
+        found = self.pagemap(name) if known is None else known
+        if found is None or not name.isdigit():
+            return found
+        file = f"{_MM_PREFIX}{name}{_IMG}"
+        try:
+            data = self.content(file)
+        except KeyError:
+            return found
+        from .mappings import not_lazy_in, wiped_on_fork
+
+        spans = wiped_on_fork(data, f"{self.image.path}: {file}")
+        if spans:
+            found = Pagemap(found.pages_id, list(not_lazy_in(found.entries, spans)), found.is_wide)
+        return found
+
     def lazy_ranges(self, pid: int) -> list[tuple[int, int, int, int]]:
         """Where a task's memory is that may be filled later, and where in the image its pages are.
 
@@ -120,7 +142,7 @@ class Checkpoint:
         Raises:
             ImageError: the image is damaged.
         """
-        pagemap = self.pagemap(str(pid))
+        pagemap = self.lazy_pagemap(str(pid))
         if pagemap is None:
             return []
         ranges: list[tuple[int, int, int, int]] = []

@@ -22,4 +22,8 @@ def make_lazy(pagemap: Pagemap) -> Pagemap:
 
 def write_lazy_folder(checkpoint: Checkpoint, folder: str) -> None:
     """Write it: see `Checkpoint.write_lazy_folder`."""
-    write_folder(checkpoint, folder, rewrite=lambda _, pagemap: make_lazy(pagemap))
+
+    def rewrite(name: str, pagemap: Pagemap) -> Pagemap:
+        return make_lazy(checkpoint.lazy_pagemap(name, pagemap) or pagemap)
+
+    write_folder(checkpoint, folder, rewrite=rewrite)

@@ -92,7 +92,7 @@ def check_folder(path: str, folder: str) -> None:
         )
     for task in checkpoint.tasks:
         name = os.path.join(folder, f"pagemap-{task.pid}.img")
-        known = checkpoint.pagemap(str(task.pid))
+        known = checkpoint.lazy_pagemap(str(task.pid))
         try:
             with open(name, "rb") as file:
                 found = parse(file.read(), name)
