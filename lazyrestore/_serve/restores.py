@@ -16,6 +16,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from lazyrestore._core import state_children
 from lazyrestore.errors import LazyRestoreError
 
 from . import criu_wire
@@ -69,7 +70,8 @@ class Restores:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._is_frozen = False
         self._expected: set[tuple[int, int]] = set()
-        self._unborn = 0  # children that are peers in a moment
+        self._unborn: set[tuple[int, int]] = set()  # children that are peers in a moment
+        self._taken: set[tuple[int, int]] = set()  # of parents that have not gone
         self.count = 0
 
     @property
@@ -266,6 +268,15 @@ class Restores:
         while (child := await self._service.in_thread(peer.next_child)) is not None:
             await self.adopt_child(peer, *child)
 
+    async def look_at_the_end(self, peer: Peer) -> None:
+        """The same when its session has ended: a child may have come until then."""
+        if not peer.restore or peer.fds.state < 0:
+            return
+        for child in await self._service.in_thread(state_children, peer.fds.state):
+            if child.uffd >= 0 and child.state >= 0:
+                await self.adopt_child(peer, *child)
+        self._taken = {name for name in self._taken if name[0] != peer.id}
+
     async def adopt_child(self, parent: Peer, uffd: int, state: int, number: int) -> None:
         """Serve a child of a peer's.
 
@@ -276,15 +287,19 @@ class Restores:
             number: under which the parent's session knows it.
         """
         service = self._service
-        if uffd < 0:  # lost with the predecessor, and ended: see `Running.inherit`
-            await service.in_thread(_close_copies, parent, number)
+        if uffd < 0:  # it was lost with who had it, and has been ended
+            await service.in_thread(_close_copies, parent, number, state)
             return
         if (parent.id, number) in self._expected:
             # A predecessor had begun with it, and was killed before the session had forgotten it:
             # it is adopted as a peer, perhaps in a moment.
             await service.in_thread(_close_copies, parent, number, uffd, state)
             return
-        self._unborn += 1
+        name = parent.id, number
+        if name in self._taken:
+            return  # this process serves it already, or has done so
+        self._taken.add(name)
+        self._unborn.add(name)
         peer = Peer(
             id=next(service.numbers),
             pid=0,
@@ -313,7 +328,7 @@ class Restores:
             await service.in_thread(parent.child_is_kept, number)
             await self._end_unserved(peer)
         finally:
-            self._unborn -= 1
+            self._unborn.discard(name)
 
 
 def _close_copies(parent: Peer, number: int, *fds: int) -> None:

@@ -437,10 +437,10 @@ class Service:
         await self._watch.last_words(peer)
         await self.in_thread(self.recordings.save, peer, self.emit)
         if peer.restore:
+            await self.in_thread(peer.end)  # while the keeper still holds it, too
+            await self.restores.look_at_the_end(peer)
             others = list(self.peers.values())
             await self.in_thread(self.recordings.finish, peer, others, self.emit)
-        if peer.restore:
-            await self.in_thread(peer.end)  # while the keeper still holds it, too
         self.ledger.gone(str(peer.id))
         await self.in_thread(peer.close)
         self.emit(
