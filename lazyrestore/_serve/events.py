@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 
 QUEUE_MAX = 4096
 _CLOSE_S = 1.0
@@ -116,7 +115,8 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def rfc3339(seconds: float) -> str:
     """A time.time() as "2026-11-21T13:05:00.123Z"."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
 
 
 def _json_line(name: str, now: float, fields: Fields) -> str:

@@ -194,6 +194,30 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def begin(sock: socket.socket) -> NoReturn:
+    """Be one, in a child that was just forked: nothing of the parent's stays but standard error.
+
+    Args:
+        sock: the keeper's end of the socketpair.
+    """
+    code = 1
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 1)
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd > 2 and fd != sock.fileno():
+                with contextlib.suppress(OSError):  # that of the list itself
+                    os.close(fd)
+        code = main([str(sock.detach())])
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.write(2, f"lazyrestore: the keeper fails: {error!r}\n".encode())
+    finally:
+        _end(code)
+
+
 def _end(code: int) -> NoReturn:
     """Not by way of the interpreter's end, which takes down what still may be in use."""
     for stream in (sys.stdout, sys.stderr):

@@ -42,17 +42,26 @@ class Keeping:
         reign: under which this pager serves.
         emit: is told of keepers that started and ended.
         is_wanted: False: there is no keeper (--no-keeper), only the notes.
+        may_fork: the first keeper is a copy of this process, where that has one thread: it need not
+            import anything. What is open here is closed there.
     """
 
     def __init__(
-        self, holdings: Holdings, reign: Reign, emit: Emit, *, is_wanted: bool = True
+        self,
+        holdings: Holdings,
+        reign: Reign,
+        emit: Emit,
+        *,
+        is_wanted: bool = True,
+        may_fork: bool = False,
     ) -> None:
         self.holdings = holdings
         self.reign = reign
         self._emit = emit
         self._is_wanted = is_wanted
+        self._may_fork = may_fork
         self._channel: Channel | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._again: asyncio.TimerHandle | None = None
         self._flushing: asyncio.TimerHandle | None = None
@@ -90,6 +99,9 @@ class Keeping:
         self._watch()
 
     def _spawn(self) -> Channel:
+        may_fork, self._may_fork = self._may_fork, False
+        if may_fork and len(os.listdir("/proc/self/task")) == 1:
+            return self._fork()
         channel, other = pair()
         home = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH", "")])])
@@ -112,6 +124,24 @@ class Keeping:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             other.close()
+        return channel
+
+    def _fork(self) -> Channel:
+        from .keeper import begin
+
+        channel, other = pair()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                begin(other)
+        except OSError:
+            channel.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            other.close()
+        self._process = Forked(pid)
         return channel
 
     def _hello(self) -> Message:
@@ -344,7 +374,37 @@ class Keeping:
             channel.close()
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
+class Forked:
+    """A child that was forked, as `subprocess.Popen` has others."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._is_over = False
+
+    def kill(self) -> None:
+        """End it."""
+        if not self._is_over:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not.
+        """
+        deadline = time.monotonic() + timeout
+        while not self._is_over:
+            try:
+                self._is_over = os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+            except ChildProcessError:  # somebody else has
+                self._is_over = True
+            if not self._is_over and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("keeper", timeout)
+            time.sleep(0.001)
+
+
+def _reap(process: subprocess.Popen[bytes] | Forked) -> None:
     try:
         process.wait(_END_S)
     except subprocess.TimeoutExpired:

@@ -73,7 +73,7 @@ class PeerFds:
         self.socket, self.pidfd, self.uffd, self.state = None, None, -1, -1
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Peer:
     """Somebody who is served, or is about to be.
 

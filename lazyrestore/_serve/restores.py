@@ -28,9 +28,8 @@ from .peer import Peer, PeerFds, open_pidfd_by_number
 from .sockets import is_userfaultfd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from lazyrestore._criu.checkpoint import Checkpoint
     from lazyrestore._open import Image
     from lazyrestore._workingset import WorkingSet
 
@@ -48,13 +47,13 @@ class _Restore:
     Attributes:
         connection: its.
         image: what is restored.
-        checkpoint: what the image says of its tasks.
+        tasks: where what of the image lies, by process numbers there; zombies have none.
         first: what of it is loaded first.
     """
 
     connection: Connection
     image: Image
-    checkpoint: Checkpoint
+    tasks: Mapping[int, Sequence[Range]]
     first: WorkingSet | None
 
 
@@ -67,9 +66,9 @@ class Restores:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._checkpoints: dict[str, Checkpoint] = {}
         self._is_frozen = False
         self._expected: set[tuple[int, int]] = set()
+        self._tasks: dict[str, Mapping[int, Sequence[Range]]] = {}  # by the image's digest
         self._unborn: set[tuple[int, int]] = set()  # children that are peers in a moment
         self._taken: set[tuple[int, int]] = set()  # of parents that have not gone
         self.count = 0
@@ -85,19 +84,20 @@ class Restores:
             if record.get("parent"):
                 self._expected.add((int(str(record["parent"])), int(str(record.get("child", 0)))))
 
-    async def prepare(self, image: Image) -> None:
-        """Read what an image says of its tasks, so that the first restore need not wait for it.
+    async def prepare(self) -> None:
+        """Read what the image says of its tasks, so that the first restore need not wait for it.
 
         Raises:
             LazyRestoreError: it is not an image of processes, or is damaged.
         """
-        await self._checkpoint(image)
+        image, _ = await self._service.image_for("")
+        await self._tasks_of(image)
 
-    async def _checkpoint(self, image: Image) -> Checkpoint:
-        known = self._checkpoints.get(image.digest)
+    async def _tasks_of(self, image: Image) -> Mapping[int, Sequence[Range]]:
+        known = self._tasks.get(image.digest)
         if known is None:
-            known = await self._service.in_thread(_read_checkpoint, image)
-            self._checkpoints[image.digest] = known
+            known = await self._service.in_thread(_read_tasks, image)
+            self._tasks[image.digest] = known
         return known
 
     # The connection.
@@ -120,7 +120,7 @@ class Restores:
             criu_wire.want_senders_no_more(sock)
             return False
         image, first = await service.image_for(connection.path)
-        restore = _Restore(connection, image, await self._checkpoint(image), first)
+        restore = _Restore(connection, image, await self._tasks_of(image), first)
         try:
             while True:
                 message: Message = await connection.look(lambda: criu_wire.peek(sock))
@@ -338,7 +338,7 @@ def _close_copies(parent: Peer, number: int, *fds: int) -> None:
             os.close(fd)
 
 
-def _read_checkpoint(image: Image) -> Checkpoint:
+def _read_tasks(image: Image) -> Mapping[int, Sequence[Range]]:
     from lazyrestore._criu.checkpoint import Checkpoint
 
     found = Checkpoint.of(image)
@@ -347,15 +347,22 @@ def _read_checkpoint(image: Image) -> Checkpoint:
             f"{image.path} is an image of memory alone, and not of processes: dump one with"
             " `lazyrestore dump --process`"
         )
-    return found
+    return {
+        task.pid: tuple(Range(*one) for one in found.lazy_ranges(task.pid))
+        for task in found.tasks
+        if not task.is_zombie
+    }
 
 
-def _ranges(restore: _Restore, number: int) -> tuple[Range, ...]:
+def _ranges(restore: _Restore, number: int) -> Sequence[Range]:
     """Where what of the image lies in a task.
 
     Raises:
         Refusal: the image has no such task.
     """
-    if all(task.pid != number or task.is_zombie for task in restore.checkpoint.tasks):
-        raise Refusal("ranges", f"{restore.image.path} has no task {number}: it is another's image")
-    return tuple(Range(*one) for one in restore.checkpoint.lazy_ranges(number))
+    try:
+        return restore.tasks[number]
+    except KeyError:
+        raise Refusal(
+            "ranges", f"{restore.image.path} has no task {number}: it is another's image"
+        ) from None

@@ -78,7 +78,11 @@ def serve_criu(
     metrics = _make_metrics(options)
     events = Events(is_json=options.log_json)
     keeping = Keeping(
-        Holdings(options=options.to_record()), Reign.new(), events.emit, is_wanted=options.keeper
+        Holdings(options=options.to_record()),
+        Reign.new(),
+        events.emit,
+        is_wanted=options.keeper,
+        may_fork=True,
     )
     start = _Start(options, images, [], list(listeners), kind=PROTOCOL)
     with _ending(keeping, start):
@@ -284,7 +288,10 @@ async def _run(
         await metrics.start(service, running.status)
     else:
         running.serve_metrics()
-    await rehearse(service)
+    if start.kind == PROTOCOL:
+        await service.restores.prepare()
+    else:
+        await rehearse(service)
     for listener in start.listeners:
         running.listen(listener)
     await running.adopt_others(start.peers)
