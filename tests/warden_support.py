@@ -85,6 +85,8 @@ class Task:
             start_new_session=True,
         )
         self.hear("ready")
+        # What it sent may still lie in a socket, which nobody knows of but the kernel.
+        daemon.wait("restored")
 
     def hear(self, line: str) -> None:
         """What it says next."""
