@@ -100,6 +100,8 @@ bool lr_warden_kill(struct lr_warden_self *self);
 
 /* From now on, answer the faults of a userfaultfd by poison. */
 void lr_warden_bury(struct lr_warden_self *self, int uffd);
+/* The same for those that the maker has given up. */
+void lr_warden_take_buried(struct lr_warden_self *self);
 /* The same for every userfaultfd in the table. */
 void lr_warden_bury_all(struct lr_warden_self *self);
 /* Answer what waits there now. */

@@ -35,8 +35,7 @@ static void drain(int bell)
 		return;
 }
 
-/* What the maker wants answered from now on. */
-static void take_buried(struct lr_warden_self *self)
+void lr_warden_take_buried(struct lr_warden_self *self)
 {
 	for (uint32_t i = 0; i < LR_WARDEN_BURIED_MAX; i++) {
 		uint64_t buried = atomic_load(&self->page->buried[i]);
@@ -120,7 +119,7 @@ int lr_warden_live(void *argument)
 	settle_down();
 	lr_warden_shed(self);
 	sleep_beside(self);
-	take_buried(self);
+	lr_warden_take_buried(self);
 	for (;;) {
 		int64_t timeout_ms = self->grave_count ? 1000 : -1;
 		int keeper = atomic_load(&page->keeper);
@@ -131,7 +130,7 @@ int lr_warden_live(void *argument)
 			wait_for_more(self, -1, -1, timeout_ms);
 		} else if (!self->is_own && !is_over(page->maker)) {
 			drain(page->bell);
-			take_buried(self);
+			lr_warden_take_buried(self);
 			wait_for_more(self, page->maker, page->bell, timeout_ms);
 		} else if (!self->is_own) {
 			/* What was read there may have been changed in the last moment. */

@@ -76,6 +76,8 @@ static void answer_one(struct lr_warden_self *self, const struct lr_warden_quest
 		lr_warden_bury(self, question->number);
 		break;
 	case LR_WARDEN_LEAVE:
+		/* Its maker may have given one up just before it died. */
+		lr_warden_take_buried(self);
 		/* Before it is said: the locks that its maker had, and its sockets, end here. */
 		atomic_store(&self->page->is_left, 1);
 		lr_warden_close_others(self, self->page->socket);
