@@ -130,10 +130,12 @@ void lr_warden_bury_all(struct lr_warden_self *self)
 
 void lr_warden_close_others(struct lr_warden_self *self, int other)
 {
-	int end = lr_warden_table_end();
+	/* Closed, that would wake the second warden beside this one. */
+	int end = lr_warden_table_end(), watched = atomic_load(&self->page->watched);
 
 	for (int fd = 0; fd < end; fd++)
-		if (syscall(SYS_fcntl, fd, F_GETFD) >= 0 && fd != other && !is_in_grave(self, fd))
+		if (syscall(SYS_fcntl, fd, F_GETFD) >= 0 && fd != other && fd != watched
+		    && !is_in_grave(self, fd))
 			syscall(SYS_close, fd);
 }
 

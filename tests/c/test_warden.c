@@ -545,6 +545,11 @@ static void leaves_all_but_the_graves(void)
 	CHECK_CALL(fcntl(again, F_OFD_SETLK, &all));
 	/* It lives for that alone. */
 	CHECK_EQ(kill(maker.warden, 0), 0);
+	/* And the other one beside it, which looks at the first again here. */
+	CHECK_CALL(kill(maker.second, SIGSTOP));
+	CHECK_CALL(kill(maker.second, SIGCONT));
+	usleep(50000);
+	CHECK_EQ(maker.page->pid, maker.warden);
 	peer_order(&peer, touch, 3, 0);
 	expect_death(&peer, SIGBUS);
 	wait_until_both_are_gone(&maker);
