@@ -125,6 +125,10 @@ _HINTS: tuple[tuple[str, str], ...] = (
     (r"userfaultfd.*(?:not permitted|implemented)", "`lazyrestore doctor` says what is allowed"),
     (r"unrecognized option|requires an argument|invalid option", "check --criu-opt"),
     (r"Operation not permitted|CAP_SYS_ADMIN", "CRIU needs to be root: use sudo"),
+    (
+        r"Can't chose service_fd_base|Can't retrieve FDs from socket|Too many open files",
+        "it needs more descriptors than the limit allows: raise that by ulimit -n",
+    ),
     (r"No space left on device", "free some space"),
     (r"Cannot allocate memory", "free some memory"),
 )

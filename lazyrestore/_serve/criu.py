@@ -83,6 +83,7 @@ def check_folder(path: str, folder: str) -> None:
     from lazyrestore._criu.pagemap import LAZY, parse
     from lazyrestore._open import Image
 
+    os.stat(folder)  # one that is not there says so, and not that it is another's
     image = Image(path)
     checkpoint = Checkpoint.of(image)
     if checkpoint is None:

@@ -73,6 +73,7 @@ def test_the_first_error_is_the_reason_and_what_is_always_there_is_not():
         ("Can't dump file 5 of that type [600] (unknown anon_inode:[userfaultfd])", "userfaultfd"),
         ("The criu itself is within dumped tree.", "from outside"),
         ("inet: Can't bind inet socket (id 3): Address already in use", "same address"),
+        ("Can't chose service_fd_base", "ulimit -n"),
         ("something that nobody knows", None),
     ],
 )
