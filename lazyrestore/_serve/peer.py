@@ -273,13 +273,19 @@ class Peer:
             core.fill(self.working_set)
 
     def settle(self) -> None:
-        """All its memory is mapped from now on: what is missing there is to be filled."""
+        """All its memory is mapped from now on; a working set is loaded at once."""
         self.is_settled = True
         with self.using_core() as core:
             if core is not None:
                 core.settle()
-                if not self._is_filling:
+                if self.working_set is not None and not self._is_filling:
                     self._fill_first(core)
+
+    def begin_filling(self) -> None:
+        """Load what is to be loaded in the background, unless that goes on already."""
+        with self.using_core() as core:
+            if core is not None and not self._is_filling:
+                self._fill_first(core)
 
     @contextlib.contextmanager
     def using_core(self) -> Iterator[Core | None]:

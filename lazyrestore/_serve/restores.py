@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 
 _LOOK_S = 0.002
+# Until then CRIU has let them run, and they have begun: all wait for what they touch first, and a
+# fill takes processors and memory from them, and from other restores that begin just then.
+_HEAD_START_S = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +233,11 @@ class Restores:
         )
         for peer in peers:
             await service.in_thread(peer.settle)
+        service.loop.call_later(_HEAD_START_S, lambda: service.spawn(self._fill(peers)))
+
+    async def _fill(self, peers: Iterable[Peer]) -> None:
+        for peer in peers:
+            await self._service.in_thread(peer.begin_filling)
 
     async def _abandon(self, restore: _Restore) -> None:
         """It will not be finished: CRIU ends its tasks, unless it has been killed itself."""
@@ -239,6 +247,7 @@ class Restores:
                 await self._service.in_thread(peer.end_process)
             else:
                 await self._service.in_thread(peer.settle)
+                await self._service.in_thread(peer.begin_filling)
 
     # Children.
 
