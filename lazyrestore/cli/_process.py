@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from ._ahead import conflict
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -152,13 +154,9 @@ def _check_criu_options(given: tuple[str, ...]) -> None:
 def _serve_options(options: ProcessOptions) -> dict[str, object]:
     """As ServeOptions has them, whose import would take longer than their use here."""
     prefetch, record, working_set = options.prefetch, options.record, options.working_set
-    if record is not None and (prefetch == "all" or working_set is not None):
-        raise _usage(
-            "--record cannot see touches of what was loaded ahead: leave out --prefetch and"
-            " --working-set"
-        )
-    if working_set is not None and prefetch == "none":
-        raise _usage("--prefetch none loads no working set: leave out one of the two")
+    why = conflict(prefetch, record, working_set)
+    if why is not None:
+        raise _usage(why)
     made: dict[str, object] = {
         "image": os.path.abspath(options.image),
         "on_error": options.on_error or "kill",

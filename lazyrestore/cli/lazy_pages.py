@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ._ahead import conflict
 from ._errors import UsageError, usage_errors
 
 TYPE_CHECKING = False
@@ -142,13 +143,9 @@ def lazy_pages(
     For those who drive CRIU themselves; 'lazyrestore restore --lazy' does both. It ends when no
     process of the restore needs it any more.
     """
-    if record is not None and (prefetch == "all" or working_set is not None):
-        raise UsageError(
-            "--record cannot see touches of what was loaded ahead: leave out --prefetch and"
-            " --working-set"
-        )
-    if working_set is not None and prefetch == "none":
-        raise UsageError("--prefetch none loads no working set: leave out one of the two")
+    why = conflict(prefetch, record, working_set)
+    if why is not None:
+        raise UsageError(why)
     from lazyrestore._serve.criu_wire import SOCKET_NAME
     from lazyrestore._serve.options import ServeOptions
 

@@ -9,6 +9,7 @@ import typer
 
 from lazyrestore._criu.peek import may_have_processes
 
+from ._ahead import conflict
 from ._arguments import (
     ImageArgument,
     JsonOption,
@@ -342,13 +343,9 @@ def _serve(
     working_set: str | None,
     granularity: str | None,
 ) -> None:
-    if record is not None and (prefetch == "all" or working_set is not None):
-        raise UsageError(
-            "--record cannot see touches of what was loaded ahead: leave out --prefetch and"
-            " --working-set"
-        )
-    if working_set is not None and prefetch == "none":
-        raise UsageError("--prefetch none loads no working set: leave out one of the two")
+    why = conflict(prefetch, record, working_set)
+    if why is not None:
+        raise UsageError(why)
 
     from lazyrestore._serve.command import CommandNotStarted, run
     from lazyrestore._serve.options import ServeOptions

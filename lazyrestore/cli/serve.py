@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ._ahead import conflict
 from ._errors import UsageError, usage_errors
 
 
@@ -170,13 +171,9 @@ def serve(
         raise UsageError("give an IMAGE, or a folder of images with --image-dir")
     if not socket and "LISTEN_FDS" not in os.environ:
         raise UsageError("say where to listen: add --socket PATH")
-    if record is not None and (prefetch == "all" or working_set is not None):
-        raise UsageError(
-            "--record cannot see touches of what was loaded ahead: leave out --prefetch and"
-            " --working-set"
-        )
-    if working_set is not None and prefetch == "none":
-        raise UsageError("--prefetch none loads no working set: leave out one of the two")
+    why = conflict(prefetch, record, working_set)
+    if why is not None:
+        raise UsageError(why)
     if working_set is not None and image_dir is not None:
         raise UsageError("--working-set is for one image: with --image-dir, put it beside each")
     from lazyrestore._serve.options import ServeOptions
