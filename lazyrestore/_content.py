@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgpack
 import zstandard
@@ -18,6 +18,9 @@ from .reports import RegionInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+BytePlanes = Literal["auto", "none", 2, 4, 8]
+"""What `dump` and `ImageWriter` take for `byte_planes`."""
 
 DEFAULT_LEVEL = 3
 DEFAULT_CLUSTER_SIZE = 65536
@@ -55,6 +58,27 @@ def check_options(page_size: int, cluster_size: int, level: int, threads: int | 
         raise ValueError(f"threads are from 1 to {THREADS_MAX}, not {threads}")
 
 
+def check_byte_planes(byte_planes: object) -> int | None:
+    """The width of all regions, 0 for no byte planes, None for what each region says."""
+    if byte_planes == "auto":
+        return None
+    if byte_planes == "none":
+        return 0
+    if type(byte_planes) is not int or byte_planes not in fmt.PLANES_WIDTHS:
+        raise ValueError(f'byte_planes is "auto", "none", 2, 4 or 8, not {byte_planes!r}')
+    return byte_planes
+
+
+def check_region(name: str, address: int, protection: int, width: int) -> None:
+    """Raise ValueError for what a region cannot have."""
+    if not 0 <= address < 1 << 64:
+        raise ValueError(f"the address of region {name!r} does not fit into 64 bits")
+    if not 0 <= protection <= 7:
+        raise ValueError(f"the protection of region {name!r} is from 0 to 7, not {protection}")
+    if width not in (0, *fmt.PLANES_WIDTHS):
+        raise ValueError(f"the width of region {name!r} is 0, 2, 4 or 8, not {width}")
+
+
 def default_threads(level: int, cluster_size: int) -> int:
     """One a core, but no more than have room: at high levels zstd takes 34 MiB for each."""
     parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=cluster_size)
@@ -83,11 +107,14 @@ def check_name(name: str) -> bytes:
 class Region:
     """A region that is being written, or was."""
 
-    def __init__(self, info: RegionInfo, name: bytes, metadata: bytes, first_cluster: int) -> None:
+    def __init__(
+        self, info: RegionInfo, name: bytes, metadata: bytes, first_cluster: int, width: int = 0
+    ) -> None:
         self.info = info
         self.name = name
         self.metadata = metadata
         self.first_cluster = first_cluster
+        self.width = width  # of its numbers, if byte planes are to be tried
         self.length = 0  # until now
 
     def digest_end(self) -> bytes:

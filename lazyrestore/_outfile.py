@@ -13,6 +13,8 @@ import fcntl
 import os
 import re
 import stat
+from types import TracebackType
+from typing import Protocol
 
 from ._native import lib
 
@@ -20,6 +22,30 @@ _FLUSH_BYTES = 4 << 20
 _FLUSH_PARTS = 512  # below IOV_MAX
 _WRITE_OUT_BYTES = 8 << 20  # that the kernel may keep before it begins to write them to the disk
 _NAME_BYTES = 200  # of the target's name in the temporary one's, which may have 255 in all
+
+
+class _Abortable(Protocol):
+    def abort(self) -> None:
+        """Give up."""
+
+
+class AbortOnError:
+    """Has a writer give up if the block raises anything, and lets that go on."""
+
+    def __init__(self, writer: _Abortable) -> None:
+        self._writer = writer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._writer.abort()
 
 
 class OutputFile:

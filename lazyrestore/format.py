@@ -65,6 +65,9 @@ REGION_SHARED = 1
 """Flag of a region: the mapping was shared."""
 CODEC_ZSTD = 1
 FILTER_NONE = 0
+FILTER_PLANES = 1
+PLANES_WIDTHS = (2, 4, 8)
+"""Bytes of the numbers whose bytes a cluster may have in planes."""
 
 DIGEST_PREFIX = b"lazyrestore content 1"
 DIGEST_REGION_END = 255

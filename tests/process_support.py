@@ -233,6 +233,7 @@ class Recorder:
         protection: int = 3,
         shared: bool = False,
         metadata: object = None,
+        width: int = 0,
     ) -> None:
         assert name not in self.regions
         self.regions[name] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -20,6 +20,7 @@ from ._errors import UsageError, stopping_means, usage_errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from lazyrestore._content import BytePlanes
     from lazyrestore.reports import DumpReport
     from lazyrestore.sources import ProcessTree, Source
 
@@ -80,6 +81,14 @@ def dump(
         ),
     ] = None,
     threads: ThreadsOption = None,
+    byte_planes: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|2|4|8",
+            help="Group the bytes of numbers before they are compressed, where that pays: as the"
+            " source says what it holds, never, or of everything as numbers of 2, 4 or 8 bytes.",
+        ),
+    ] = "auto",
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="List every region, and all that was skipped.")
     ] = False,
@@ -130,6 +139,7 @@ def dump(
             level=level,
             cluster_size=cluster_size,
             threads=threads,
+            byte_planes=_byte_planes(byte_planes),
             progress=progress,
         )
     if json:
@@ -172,6 +182,12 @@ def _source(
     assert pid is not None
     with usage_errors():
         return sources.ProcessMemory(pid, pieces)
+
+
+def _byte_planes(text: str) -> BytePlanes:
+    if text in ("auto", "none", "2", "4", "8"):
+        return cast("BytePlanes", int(text) if text.isdecimal() else text)
+    raise UsageError(f"--byte-planes is auto, none, 2, 4 or 8, not {text!r}")
 
 
 def _print(report: DumpReport, verbose: bool) -> None:

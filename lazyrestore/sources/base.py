@@ -44,8 +44,12 @@ class Sink(Protocol):
         protection: int = 3,
         shared: bool = False,
         metadata: Mapping[str, object] | None = None,
+        width: int = 0,
     ) -> None:
-        """Begin a region; the one before ends. Its length is what is then written to it."""
+        """Begin a region; the one before ends. Its length is what is then written to it.
+
+        `width` is 2, 4 or 8 if it holds numbers of so many bytes: then the sink tries byte planes.
+        """
 
     def rename_region(self, name: str) -> None:
         """Give the last region another name: for one whose end is known when it is reached."""

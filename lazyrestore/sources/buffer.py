@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lazyrestore._content import check_name, raw_view
 from lazyrestore._native import ffi
-from lazyrestore.format import PROTECTION_READ, PROTECTION_WRITE
+from lazyrestore.format import PLANES_WIDTHS, PROTECTION_READ, PROTECTION_WRITE
 from lazyrestore.reports import Skipped
 
 from .base import Sink
@@ -37,6 +37,7 @@ class Piece:
         address: where they are; 0 if this is a copy, because the original had gaps.
         protection: as in an image.
         metadata: as in an image.
+        width: bytes of the numbers that it holds: 2, 4, 8, or 0 for anything else.
 
     Raises:
         TypeError: it is neither, or an array that has no bytes of its own (objects, masks).
@@ -53,8 +54,10 @@ class Piece:
         if _is_array(data):
             self.view, is_copy = _array_bytes(name, data)
             self.metadata["array"] = _describe_array(name, data)
+            self.width = width_of(data.dtype)
         else:
             self.view, is_copy = _buffer_bytes(name, data)
+            self.width = _buffer_width(data)
         is_readonly = self.view.readonly and not is_copy
         self.protection = PROTECTION_READ | (0 if is_readonly else PROTECTION_WRITE)
         self.address = 0
@@ -122,6 +125,7 @@ class Memory:
                 address=piece.address,
                 protection=piece.protection,
                 metadata=piece.metadata,
+                width=piece.width,
             )
             for part in piece.parts():
                 sink.write_stable(part)
@@ -165,6 +169,13 @@ def _buffer_bytes(name: str, data: object) -> tuple[memoryview, bool]:
         return memoryview(memoryview(buffer).tobytes()), True
 
 
+def _buffer_width(data: object) -> int:
+    """Of a buffer that knows its items, as one of array.array does."""
+    buffer: Any = data
+    with memoryview(buffer) as view:
+        return view.itemsize if view.itemsize in PLANES_WIDTHS else 0
+
+
 def _is_array(data: object) -> TypeGuard[numpy.ndarray[tuple[int, ...], numpy.dtype]]:
     """Whether it is a numpy array; does not import numpy, for without it nothing is one."""
     module = sys.modules.get("numpy")
@@ -195,6 +206,24 @@ def _array_bytes(
     elif not plain.flags.c_contiguous:
         plain = plain.T
     return plain.reshape(-1).view(numpy.uint8).data, is_copy
+
+
+def width_of(dtype: numpy.dtype) -> int:
+    """Bytes of the numbers that a dtype is made of, if all are of one width, and that is 2, 4 or 8.
+
+    A complex number is two; text is numbers of 4 bytes; of bytes and anything else: 0.
+    """
+    if dtype.subdtype is not None:
+        return width_of(dtype.subdtype[0])
+    if dtype.fields is not None:
+        fields = [dtype.fields[name][0] for name in dtype.names or ()]
+        widths = {width_of(field) for field in fields}
+        has_gaps = sum(field.itemsize for field in fields) != dtype.itemsize
+        return widths.pop() if len(widths) == 1 and not has_gaps else 0
+    if dtype.kind == "S":
+        return 0
+    width = {"c": dtype.itemsize // 2, "U": 4}.get(dtype.kind, dtype.itemsize)
+    return width if width in PLANES_WIDTHS else 0
 
 
 def _describe_array(

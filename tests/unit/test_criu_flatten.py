@@ -85,7 +85,7 @@ class Regions:
         self.cluster_size = cluster_size
         self.regions = []
 
-    def add_region(self, name, *, address=0, protection=3, shared=False, metadata=None):
+    def add_region(self, name, *, address=0, protection=3, shared=False, metadata=None, width=0):
         self.regions.append([name, address, 0, shared])
 
     def rename_region(self, name):
