@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "error.h"
 #include "procmem.h"
 
@@ -30,7 +31,7 @@ int lr_early_drop(uint64_t start, uint64_t bytes, struct lr_problem *ret_problem
 		return LR_OK;
 	if (errno == EINVAL && munlock(memory, bytes) == 0
 	    && madvise(memory, bytes, MADV_DONTNEED) == 0) {
-		mlock2(memory, bytes, MLOCK_ONFAULT);
+		lr_calls_mlock2(memory, bytes, MLOCK_ONFAULT);
 		return LR_OK;
 	}
 	return lr_problem_from_errno(ret_problem, errno);

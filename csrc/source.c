@@ -6,6 +6,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "calls.h"
+
 int lr_source_open(struct lr_source *source, const char *path, struct lr_problem *ret_problem)
 {
 	struct stat status;
@@ -64,7 +66,8 @@ bool lr_source_is_cached(const struct lr_source *source, uint64_t offset, uint64
 	struct iovec to = {.iov_base = &byte, .iov_len = 1};
 
 	for (int i = 0; i < 2; i++)
-		if (preadv2(source->fd, &to, 1, (off_t)at[i], RWF_NOWAIT) < 0 && errno == EAGAIN)
+		if (lr_calls_preadv2(source->fd, &to, 1, (off_t)at[i], RWF_NOWAIT) < 0
+		    && errno == EAGAIN)
 			return false;
 	return true;
 }

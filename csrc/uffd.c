@@ -11,6 +11,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "calls.h"
+
 #ifndef USERFAULTFD_IOC_NEW /* Linux 6.1 */
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
@@ -207,7 +209,7 @@ void lr_uffd_look(struct lr_uffd *uffd)
 		uffd->features |= LR_UFFD_FEATURE_POISON;
 	/* Which is said where such reads are known. */
 	uffd->reads_no_wait =
-		preadv2(uffd->fd, &too_small, 1, -1, RWF_NOWAIT) < 0 && errno == EINVAL;
+		lr_calls_preadv2(uffd->fd, &too_small, 1, -1, RWF_NOWAIT) < 0 && errno == EINVAL;
 }
 
 /* Close a descriptor unless the program closed it, and has another file by its number. */
@@ -457,7 +459,7 @@ static ssize_t read_once(const struct lr_uffd *uffd, void *ret_raw, size_t bytes
 	struct iovec to = {.iov_base = ret_raw, .iov_len = bytes};
 
 	if (uffd->reads_no_wait)
-		return preadv2(uffd->fd, &to, 1, -1, RWF_NOWAIT);
+		return lr_calls_preadv2(uffd->fd, &to, 1, -1, RWF_NOWAIT);
 	if (uffd->is_adopted) {
 		struct pollfd ready = {.fd = uffd->fd, .events = POLLIN};
 
