@@ -107,7 +107,7 @@ static void hold(void)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	for (;;)
-		syscall(SYS_pause);
+		pause();
 }
 
 static void serve_all(int socket, bool with_fill)
