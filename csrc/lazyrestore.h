@@ -675,6 +675,28 @@ int64_t lr_memory_get_resident(uint64_t address, uint64_t length);
 /* ---- For writers ---- */
 
 uint32_t lr_crc32c(uint32_t crc, const void *data, uint64_t bytes);
+
+#define LR_BLAKE3_BYTES 32
+#define LR_BLAKE3_DEPTH 55
+
+/* BLAKE3 of what is there as a whole, with the widest vectors that the machine has. */
+void lr_blake3(const void *data, uint64_t bytes, uint8_t *ret_digest);
+
+/* BLAKE3 of what comes in pieces, and in small ones: a chunk at a time. The caller's memory, and
+ * one thread's at a time; what is in it is private. */
+struct lr_blake3 {
+	uint64_t chunks; /* whole ones, in the tree */
+	uint32_t chunk_bytes;
+	uint32_t depth;
+	uint8_t chunk[1024];
+	uint8_t stack[LR_BLAKE3_DEPTH * LR_BLAKE3_BYTES]; /* values of the tree without a partner */
+};
+
+void lr_blake3_begin(struct lr_blake3 *hash);
+void lr_blake3_update(struct lr_blake3 *hash, const void *data, uint64_t bytes);
+/* The digest of all so far; more may follow. */
+void lr_blake3_get(const struct lr_blake3 *hash, uint8_t *ret_digest);
+
 /* State of each page of a buffer: LR_PAGE_ZERO or LR_PAGE_DATA in ret_states (a byte a page). A
  * last page that is not whole counts as if filled with zeros. Returns the number of data pages. */
 uint64_t lr_scan_pages(const void *data, uint64_t bytes, uint32_t page_size, uint8_t *ret_states);

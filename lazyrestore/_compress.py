@@ -16,8 +16,8 @@ import struct
 import threading
 
 import zstandard
-from blake3 import blake3
 
+from ._blake3 import blake3_digest
 from ._native import CData, check, ffi, lib
 from .format import (
     CLUSTER_HOLE,
@@ -36,7 +36,7 @@ from .format import (
 JOB_BYTES = 1 << 20
 _SLAB_BYTES = 4 << 20
 SEEN_BYTES = 64 << 20
-NO_DATA_DIGEST = blake3(b"").digest()
+NO_DATA_DIGEST = blake3_digest(b"")
 _UNIFORM = (CLUSTER_HOLE, CLUSTER_ZERO)
 _PLACE = struct.Struct("<IIB")  # of a leaf entry, behind the offset: length, CRC32C, kind
 
@@ -281,7 +281,7 @@ class Worker:
                 )
                 piece = memoryview(self._scratch)[start : start + nbytes]
             if nbytes:
-                block.digests[32 * number : 32 * number + 32] = blake3(piece).digest()
+                block.digests[32 * number : 32 * number + 32] = blake3_digest(piece)
             pieces.append(piece)
         return pieces
 

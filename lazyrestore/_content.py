@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgpack
 import zstandard
-from blake3 import blake3
 
 from . import format as fmt
+from ._blake3 import Blake3
 from ._filemap import add_files_to_digest
 from ._native import ffi, lib
 from .reports import RegionInfo
@@ -135,7 +135,7 @@ class ContentDigest:
     """The digest of the content, fed in address order: docs/format.md, "Content digest"."""
 
     def __init__(self, page_size: int, cluster_size: int) -> None:
-        self._hash = blake3(fmt.DIGEST_PREFIX)
+        self._hash = Blake3(fmt.DIGEST_PREFIX)
         self._hash.update(page_size.to_bytes(4, "little") + cluster_size.to_bytes(4, "little"))
         self._run_kind = 0
         self._run_count = 0

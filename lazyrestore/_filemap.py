@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Hash(Protocol):
-        """What blake3 makes."""
+        """What is fed with bytes: a `Blake3`."""
 
         def update(self, data: bytes, /) -> object: ...
 
@@ -120,11 +120,10 @@ def _str_head(nbytes: int) -> bytes:
 
 def add_files_to_digest(digest: Hash, files: Mapping[str, bytes]) -> None:
     """What the content digest has of files, behind the regions: docs/format.md."""
-    from blake3 import blake3
-
+    from ._blake3 import blake3_digest
     from .format import DIGEST_FILES
 
     digest.update(bytes([DIGEST_FILES]) + len(files).to_bytes(4, "little"))
     for name, data in sorted((name.encode(), data) for name, data in files.items()):
         digest.update(len(name).to_bytes(4, "little") + name)
-        digest.update(len(data).to_bytes(8, "little") + blake3(data).digest())
+        digest.update(len(data).to_bytes(8, "little") + blake3_digest(data))

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 import msgpack
-from blake3 import blake3
 
 from . import format as fmt
+from ._blake3 import blake3_digest
 from ._content import ContentDigest, Region
 from ._native import CData, ffi, lib, new_problem, strerror
 from ._open import Image, Progress
@@ -337,7 +337,7 @@ class _Reader:
         nbytes = lib.lr_reader_get_data(self._handle, cluster, self._memory, self._problem)
         if nbytes < 0:
             return _Cluster(cluster, error=self._reason(nbytes))
-        found.digest = blake3(self._view[:nbytes]).digest()
+        found.digest = blake3_digest(self._view[:nbytes])
         return found
 
     def _reason(self, code: int) -> str:

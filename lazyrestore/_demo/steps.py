@@ -267,12 +267,12 @@ def _find(session: Session, address: int) -> tuple[Region | PlacedRegion, int]:
 
 def _digests(session: Session) -> dict[str, bytes]:
     """Digest of every region: reads all of its memory."""
-    from blake3 import blake3
+    from lazyrestore._blake3 import blake3_digest
 
     digests = {}
     for name, region in session.items():
         with memoryview(region) as view:  # type: ignore[arg-type]
-            digests[name] = blake3(view).digest()
+            digests[name] = blake3_digest(view)
     return digests
 
 

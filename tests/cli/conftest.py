@@ -22,7 +22,6 @@ _PACKAGES = (
     "annotated_doc",
     "shellingham",
     "zstandard",
-    "blake3",
 )
 
 

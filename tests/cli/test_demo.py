@@ -371,7 +371,7 @@ class Nobody:
             self.options = {"user": 65534, "group": 65534, "extra_groups": []}
 
     def can_run(self) -> bool:
-        code = "import lazyrestore.cli, lazyrestore._native, zstandard, msgpack, blake3"
+        code = "import lazyrestore.cli, lazyrestore._native, zstandard, msgpack"
         try:
             result = subprocess.run(
                 [self.python, "-c", code],

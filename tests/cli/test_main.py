@@ -15,7 +15,7 @@ from lazyrestore.cli import COMMANDS, _errors, main, make_app
 from lazyrestore.cli._progress import describe
 from lazyrestore.cli._show import duration, size
 
-HEAVY = ("numpy", "rich", "zstandard", "blake3", "concurrent", "asyncio")
+HEAVY = ("numpy", "rich", "zstandard", "concurrent", "asyncio")
 
 
 _LIST_MODULES = """

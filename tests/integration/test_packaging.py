@@ -78,7 +78,7 @@ def venv(tmp_path_factory):
     python = folder / "bin" / "python"
     run(
         python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "hatchling", "build",
-        "cffi>=1.16", "msgpack>=1.0", "zstandard>=0.22", "typer>=0.21,<0.29", "blake3>=1.0",
+        "cffi>=1.16", "msgpack>=1.0", "zstandard>=0.22", "typer>=0.21,<0.29",
         cwd="/",
     )  # fmt: skip
     return python
