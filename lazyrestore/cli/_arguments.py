@@ -73,6 +73,19 @@ JsonOption = Annotated[
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, and no report unless --json.")
 ]
+StepsQuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Do not say what is being done: only the report.")
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+ProgressOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress",
+        help="Say on standard error how far it is; a line now and then, where that is no terminal."
+        "  [default: on a terminal]",
+        show_default=False,
+    ),
+]
 CriuBinOption = Annotated[
     str | None,
     typer.Option(

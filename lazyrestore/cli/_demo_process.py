@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-
 from lazyrestore._demo import processes
 from lazyrestore._demo.processes import ProcessDemoReport
 
 from ._show import duration, one_line, print_fields, print_json, print_table, size
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def show(
-    nbytes: int | None, folder: str, criu_bin: str | None, *, is_kept: bool, json: bool
+    nbytes: int | None,
+    folder: str,
+    criu_bin: str | None,
+    *,
+    is_kept: bool,
+    json: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Run it, and print what it saw."""
-    is_terminal = sys.stderr.isatty()
-
-    def say(text: str) -> None:
-        if is_terminal:
-            print(text, file=sys.stderr, flush=True)
-
     report = processes.run(
         nbytes or processes.DEFAULT_BYTES, folder, criu_bin=criu_bin, is_kept=is_kept, say=say
     )

@@ -15,7 +15,7 @@ import typer
 
 from lazyrestore.errors import KernelError, LazyRestoreError
 
-from ._show import one_line
+from ._show import one_line, paint
 
 FAILED = 1
 USAGE = 2
@@ -117,7 +117,8 @@ def fail(exit_code: int, message: str) -> NoReturn:
 def complain(message: str) -> None:
     """One line on standard error."""
     with contextlib.suppress(OSError):
-        print(f"lazyrestore: {one_line(message)}", file=sys.stderr, flush=True)
+        who = paint("lazyrestore:", "bold red", sys.stderr)
+        print(f"{who} {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def report(error: BaseException, arguments: Sequence[str]) -> int:

@@ -236,7 +236,15 @@ def _given_up(number: int, image: str) -> BaseException:
     return error
 
 
-def export(image: str, folder: str, *, lazy: bool, json: bool, quiet: bool) -> None:
+def export(
+    image: str,
+    folder: str,
+    *,
+    lazy: bool,
+    json: bool,
+    quiet: bool,
+    shows_progress: bool | None = None,
+) -> None:
     """Write CRIU's folder of an image of processes.
 
     Raises:
@@ -257,7 +265,7 @@ def export(image: str, folder: str, *, lazy: bool, json: bool, quiet: bool) -> N
     given_up = f"the restore was given up: what is in {folder} is not whole"
     with (
         Image(image) as opened,
-        Progress("restore", quiet=quiet or lazy) as progress,
+        Progress("restore", quiet=quiet or lazy, wanted=shows_progress) as progress,
         stopping_means(given_up),
     ):
         checkpoint = Checkpoint.of(opened)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from lazyrestore.reports import ProcessInfo
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -20,6 +23,43 @@ def one_line(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def has_colour(stream: TextIO | None) -> bool:
+    """Whether to write colours there: to a terminal, but that NO_COLOR says no, FORCE_COLOR yes.
+
+    Both count where they are set and not empty, and NO_COLOR counts more.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if forced := os.environ.get("FORCE_COLOR"):
+        return forced != "0"
+    if stream is None or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+_COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+def paint(text: str, colours: str, stream: TextIO | None) -> str:
+    """The text in colours ("bold red"), or as it is where `stream` shall have none."""
+    if not has_colour(stream):
+        return text
+    codes = ";".join(_COLOURS[colour] for colour in colours.split())
+    return f"\x1b[{codes}m{text}\x1b[0m"
+
+
+def can_print(text: str, stream: TextIO | None) -> bool:
+    """Whether the stream's encoding has all of the letters (bars and boxes: UTF-8 only)."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def size(nbytes: float) -> str:

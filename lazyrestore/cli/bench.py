@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ._arguments import JsonOption, parse_count
+from ._arguments import JsonOption, ProgressOption, StepsQuietOption, parse_count
 from ._errors import UsageError, stopping_means
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lazyrestore._bench.hello import HelloReport
     from lazyrestore._bench.image import BenchReport
 
@@ -51,6 +53,8 @@ def bench(
         int | None,
         typer.Option(metavar="N", parser=parse_count, help="Turns.  [default: 5, with --quick 3]"),
     ] = None,
+    quiet: StepsQuietOption = False,
+    shows_progress: ProgressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure what lazy restores cost on this machine.
@@ -71,17 +75,25 @@ def bench(
             return
         if pages is not None or raw is not None:
             raise UsageError("--pages and --raw belong to 'lazyrestore bench hello'")
-        _show_image(image, plot, is_quick=quick, repeats=repeat, json=json)
+        from ._progress import steps
+
+        say = steps(quiet=quiet, wanted=shows_progress)
+        _show_image(image, plot, is_quick=quick, repeats=repeat, json=json, say=say)
 
 
 # ---- IMAGE ---------------------------------------------------------------------------------------
 
 
 def _show_image(
-    path: str | None, plot: str | None, *, is_quick: bool, repeats: int | None, json: bool
+    path: str | None,
+    plot: str | None,
+    *,
+    is_quick: bool,
+    repeats: int | None,
+    json: bool,
+    say: Callable[[str], None],
 ) -> None:
     import dataclasses
-    import sys
 
     if plot is not None:
         _check_plot(plot)
@@ -90,12 +102,6 @@ def _show_image(
     plan = image.QUICK if is_quick else image.Plan()
     if repeats is not None:
         plan = dataclasses.replace(plan, repeats=repeats)
-    is_terminal = sys.stderr.isatty()
-
-    def say(text: str) -> None:
-        if is_terminal:
-            print(text, file=sys.stderr, flush=True)
-
     report = image.run(path, plan, say)
     if plot is not None:
         from lazyrestore._bench.plot import draw_image

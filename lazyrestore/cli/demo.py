@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
 
-from ._arguments import JsonOption, parse_size
+from ._arguments import JsonOption, ProgressOption, StepsQuietOption, parse_size
 from ._errors import UsageError, stopping_means
 from ._show import one_line
 
@@ -58,6 +57,8 @@ def demo(
         str | None,
         typer.Option("--criu-bin", metavar="PATH", help="With --process: the CRIU to use."),
     ] = None,
+    quiet: StepsQuietOption = False,
+    shows_progress: ProgressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Dump a live program and restore its memory, with figures.
@@ -74,13 +75,16 @@ def demo(
         raise UsageError("--size has no meaning with --walk: N says how much")
     if size is not None and not _LEAST_BYTES <= size <= _MOST_BYTES:
         raise UsageError(f"--size is {size} bytes: it can be 16M to 64G")
+    from ._progress import steps
+
+    say = steps(quiet=quiet, wanted=shows_progress)
     with stopping_means("the demo was given up: nothing is left of it"), _folder(keep) as folder:
         if process:
             from ._demo_process import show
 
-            show(size, folder, criu_bin, is_kept=keep is not None, json=json)
+            show(size, folder, criu_bin, is_kept=keep is not None, json=json, say=say)
         elif walk is None:
-            _show_demo(size, folder, is_kept=keep is not None, json=json)
+            _show_demo(size, folder, is_kept=keep is not None, json=json, say=say)
         else:
             _show_walk(walk, folder, json=json)
 
@@ -95,14 +99,10 @@ def _folder(keep: str | None) -> Iterator[str]:
         yield folder
 
 
-def _show_demo(nbytes: int | None, folder: str, *, is_kept: bool, json: bool) -> None:
+def _show_demo(
+    nbytes: int | None, folder: str, *, is_kept: bool, json: bool, say: Callable[[str], None]
+) -> None:
     from lazyrestore._demo import steps
-
-    is_terminal = sys.stderr.isatty()
-
-    def say(text: str) -> None:
-        if is_terminal:
-            print(text, file=sys.stderr, flush=True)
 
     report = steps.run(
         nbytes or steps.DEFAULT_BYTES, steps.image_path(folder), is_kept=is_kept, say=say

@@ -11,6 +11,7 @@ from ._arguments import (
     CriuBinOption,
     CriuOptOption,
     JsonOption,
+    ProgressOption,
     QuietOption,
     ThreadsOption,
     parse_range,
@@ -93,6 +94,7 @@ def dump(
         bool, typer.Option("--verbose", "-v", help="List every region, and all that was skipped.")
     ] = False,
     quiet: QuietOption = False,
+    shows_progress: ProgressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write memory into an image.
@@ -129,7 +131,7 @@ def dump(
     from lazyrestore.cli._progress import Progress
 
     with (
-        Progress("dump", quiet=quiet) as progress,
+        Progress("dump", quiet=quiet, wanted=shows_progress) as progress,
         stopping_means(f"the dump was given up: {image} is as it was{runs_on}"),
         usage_errors(),
     ):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ._arguments import ImageArgument, JsonOption, QuietOption
+from ._arguments import ImageArgument, JsonOption, ProgressOption, QuietOption
 from ._errors import stopping_means, usage_errors
 
 TYPE_CHECKING = False
@@ -27,6 +27,7 @@ def optimize(
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="NEW", help="The new image.")],
     quiet: QuietOption = False,
+    shows_progress: ProgressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write an image anew, with what a working set names at its front.
@@ -40,7 +41,7 @@ def optimize(
     from ._progress import Progress
 
     with (
-        Progress("optimize", quiet=quiet) as progress,
+        Progress("optimize", quiet=quiet, wanted=shows_progress) as progress,
         stopping_means(f"it was given up: {output} is as it was"),
         usage_errors(),
     ):

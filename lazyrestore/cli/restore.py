@@ -13,6 +13,7 @@ from ._ahead import conflict
 from ._arguments import (
     ImageArgument,
     JsonOption,
+    ProgressOption,
     QuietOption,
     RegionOption,
     ThreadsOption,
@@ -196,6 +197,7 @@ def restore(
     ] = None,
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
+    shows_progress: ProgressOption = None,
     json: JsonOption = False,
     command: Annotated[
         list[str] | None,
@@ -253,7 +255,9 @@ def restore(
 
         if criu is not None:
             _process.refuse({**only_processes, **only_memory, **only_lazy, "COMMAND": command})
-            _process.export(image, criu, lazy=lazy, json=json, quiet=quiet)
+            _process.export(
+                image, criu, lazy=lazy, json=json, quiet=quiet, shows_progress=shows_progress
+            )
             return
         from lazyrestore._criu.request import ProcessOptions
 
@@ -322,7 +326,7 @@ def restore(
             "say where to: add --output FILE to decode the image into a file,"
             " or --lazy to map it and load pages as they are touched"
         )
-    _decode(image, output, region, threads, quiet, json)
+    _decode(image, output, region, threads, quiet, json, shows_progress)
 
 
 def _refuse_memory(image: str, name: str, *, lazy: bool) -> NoReturn:
@@ -370,7 +374,13 @@ def _serve(
 
 
 def _decode(
-    image: str, output: str, region: str | None, threads: int | None, quiet: bool, json: bool
+    image: str,
+    output: str,
+    region: str | None,
+    threads: int | None,
+    quiet: bool,
+    json: bool,
+    shows_progress: bool | None,
 ) -> None:
     import os
 
@@ -390,7 +400,7 @@ def _decode(
     )
     with (
         Image(image) as opened,
-        Progress("restore", quiet=quiet) as progress,
+        Progress("restore", quiet=quiet, wanted=shows_progress) as progress,
         stopping_means(given_up),
     ):
         number = choose_region(opened, region)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._arguments import ImageArgument, JsonOption, QuietOption, ThreadsOption
+from ._arguments import ImageArgument, JsonOption, ProgressOption, QuietOption, ThreadsOption
 from ._errors import BAD_IMAGE, fail
 
 TYPE_CHECKING = False
@@ -14,6 +14,7 @@ def verify(
     image: ImageArgument,
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
+    shows_progress: ProgressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check everything in an image.
@@ -26,7 +27,10 @@ def verify(
     from ._progress import Progress
     from ._show import count, print_json
 
-    with Image(image) as opened, Progress("verify", quiet=quiet) as progress:
+    with (
+        Image(image) as opened,
+        Progress("verify", quiet=quiet, wanted=shows_progress) as progress,
+    ):
         report = opened.verify(threads=threads, progress=progress)
     if json:
         print_json(report)

@@ -12,7 +12,6 @@ from cli_support import COMMAND, Image, environment, run, temporary_files
 
 import lazyrestore
 from lazyrestore.cli import COMMANDS, _errors, main, make_app
-from lazyrestore.cli._progress import describe
 from lazyrestore.cli._show import duration, size
 
 HEAVY = ("numpy", "rich", "zstandard", "concurrent", "asyncio")
@@ -292,25 +291,6 @@ def test_sizes(nbytes: int, text: str) -> None:
 )
 def test_durations(microseconds: float, text: str) -> None:
     assert duration(microseconds) == text
-
-
-def test_progress_says_rate_and_time_left() -> None:
-    text = describe("dump", 1 << 30, 4 << 30, 2.0)
-    assert "25%" in text
-    assert "1.0 GiB of 4.0 GiB" in text
-    assert "512.0 MiB/s" in text
-    assert text.endswith("6 s left")
-    assert len(text) <= 80
-    assert describe("dump", 1 << 30, 512 << 30, 1.0).endswith("8 min 31 s left")
-    assert describe("dump", 99, 100, 10.0).endswith("1 s left")
-    # The longest that is likely: it is still all there at 80 columns.
-    assert len(describe("restore", 1000 << 20, 1009 << 30, 1.04)) <= 80
-
-
-def test_progress_of_unknown_length() -> None:
-    assert describe("dump", 1 << 30, None, 2.0) == "dump  1.0 GiB  512.0 MiB/s"
-    assert "left" not in describe("dump", 4 << 30, 4 << 30, 2.0)
-    assert describe("dump", 0, 4 << 30, 0.0)
 
 
 def test_no_library(tmp_path: Path) -> None:
