@@ -7,12 +7,15 @@
 # SOAK_SECONDS=...  for how long to soak; SOAK_SEED=... with which random numbers
 # STRESS_SECONDS=.. for how long `make sanitize` runs the stress program, each time
 # BENCH_ARGS=...    what to hand to the benchmarks, as "R3 R5 --repeats 7"
+# WHEEL_ARGS=...    what to hand to packaging/wheel/build_wheels.py, as "--compiler gcc x86_64"
 # PREFIX=... DESTDIR=...   where install-core puts the C library
 # KERNEL=...        a Debian kernel package for kernel-matrix, as linux-image-6.12-amd64
 
 .DEFAULT_GOAL := help
 .PHONY: help test demo core install-core lint format native fuzz sanitize soak kernel-matrix bench bench-quick \
-	bench-doc bench-tools criu criu-if-any check-python check-c check-sanitizers clean
+	bench-doc bench-tools wheel try-wheel criu criu-if-any check-python check-c check-sanitizers clean
+# Two of these would be two pips in one venv.
+.NOTPARALLEL:
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -27,11 +30,16 @@ SOAK_SEED ?=
 STRESS_SECONDS ?= 15
 KERNEL ?=
 BENCH_ARGS ?=
+WHEEL_ARGS ?=
 JOBS := $(shell nproc 2>/dev/null || echo 1)
 
 venv := .venv
 bin := $(venv)/bin
+# The package alone, as a user has it; and what its tests, tools and benchmarks need besides.
 stamp := $(venv)/installed
+dev := $(venv)/installed-dev
+wheel_tools := build/wheel-tools
+wheel_stamp := $(wheel_tools)/installed
 core := $(MAKE) --no-print-directory -C csrc -j$(JOBS)
 c_files = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/stress/*.[ch] \
 	tests/guests/*.[ch] tests/processes/*.[ch] examples/*.[ch] examples/*/*.[ch] benchmarks/*.[ch])
@@ -49,12 +57,14 @@ help:
 	@echo "make bench    all figures beside those of what people would use instead: 15 minutes"
 	@echo "make bench-quick   the same with less data and fewer turns: 3 minutes"
 	@echo "make bench-doc     docs/performance.md from what the last make bench measured"
+	@echo "make wheel    an sdist, and from it wheels for x86-64 and aarch64, in dist/"
+	@echo "make try-wheel   install that wheel in a bare Debian 12, made for it, and use it there (root)"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make format   let ruff and clang-format write the files anew"
 	@echo "make native   build what the package needs in this tree, after a change in csrc/"
 	@echo "make clean    remove what was built, and .venv"
 
-test: $(stamp) native criu-if-any
+test: $(dev) native criu-if-any
 	@$(core) test
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
@@ -107,18 +117,18 @@ soak: check-c
 native: $(stamp)
 	@$(core) all python SANITIZE= PYTHON="$(abspath $(bin))/python"
 
-kernel-matrix: $(stamp) native
+kernel-matrix: $(dev) native
 	@$(core) all tests examples SANITIZE=
 	@# 77: this machine cannot, and the reason was printed.
 	@$(bin)/python tests/kernel_matrix/run.py $(KERNEL:%=--kernel %) || [ $$? -eq 77 ]
 
-bench: $(stamp) native bench-tools criu-if-any
+bench: $(dev) native bench-tools criu-if-any
 	@$(bin)/python -m benchmarks $(BENCH_ARGS)
 
-bench-quick: $(stamp) native bench-tools criu-if-any
+bench-quick: $(dev) native bench-tools criu-if-any
 	@$(bin)/python -m benchmarks --quick $(BENCH_ARGS)
 
-bench-doc: $(stamp) native
+bench-doc: $(dev) native
 	@$(bin)/python docs/make_performance.py --from build/bench
 
 # Installed where that is allowed; without them some rows say that they were not measured.
@@ -131,7 +141,7 @@ bench-tools:
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } \
 			>/dev/null || echo "could not install$$missing" >&2; fi
 
-lint: $(stamp) native
+lint: $(dev) native
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
@@ -142,15 +152,39 @@ lint: $(stamp) native
 			echo "$$file: longer than 100 columns"; bad=1; fi; \
 	done; [ -z "$$bad" ]
 
-format: $(stamp)
+format: $(dev)
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
 	$(bin)/clang-format -i $(c_files)
 
+# In dist/: what an index of packages is given.
+wheel: $(wheel_stamp)
+	@$(wheel_tools)/bin/python packaging/wheel/build_wheels.py $(WHEEL_ARGS)
+
+try-wheel:
+	@packaging/wheel/try_wheel.sh $(wildcard dist/*_$(shell uname -m).whl)
+
+define make_venv
+@$(1)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(1) && $(PYTHON) -m venv $(1); }
+endef
+pip_install = $(bin)/python -m pip install --quiet --disable-pip-version-check
+
 $(stamp): pyproject.toml csrc/build_hook.py | check-python check-c
 	@echo "Setting up $(venv) ..."
-	@$(bin)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(venv) && $(PYTHON) -m venv $(venv); }
-	@$(bin)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(call make_venv,$(venv))
+	@$(pip_install) --editable .
+	@touch $@
+
+$(dev): pyproject.toml csrc/build_hook.py | check-python check-c
+	@echo "Setting up $(venv), with what the tests use ..."
+	$(call make_venv,$(venv))
+	@$(pip_install) --editable '.[dev]'
+	@touch $(stamp) $@
+
+$(wheel_stamp): packaging/wheel/requirements.txt | check-python
+	@echo "Setting up $(wheel_tools) ..."
+	$(call make_venv,$(wheel_tools))
+	@$(wheel_tools)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # What a fresh Debian lacks is named at once, all of it, and as a command.
