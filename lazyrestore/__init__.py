@@ -18,6 +18,7 @@ TYPE_CHECKING = False  # what type checkers take for True; typing itself is not 
 if TYPE_CHECKING:
     from ._attach import Attachment, attach
     from ._dump import dump
+    from ._load import Arrays, load
     from ._open import Image, open
     from ._optimize import optimize
     from ._restore import restore
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Arrays",
     "Attachment",
     "ClusterError",
     "CoreFile",
@@ -81,12 +83,14 @@ __all__ = [
     "__version__",
     "attach",
     "dump",
+    "load",
     "open",
     "optimize",
     "restore",
 ]
 
 _HOME = {
+    "Arrays": "_load",
     "Attachment": "_attach",
     "ClusterError": "errors",
     "CoreFile": "sources",
@@ -117,6 +121,7 @@ _HOME = {
     "WorkingSetError": "errors",
     "attach": "_attach",
     "dump": "_dump",
+    "load": "_load",
     "open": "_open",
     "optimize": "_optimize",
     "restore": "_restore",

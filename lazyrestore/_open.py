@@ -42,7 +42,12 @@ class Image:
         path: as it was given.
         regions: what each region is, in the order in which they were dumped.
         opened: a descriptor by which it was opened rather than by its path; the caller's.
+        restored_with: arguments of `restore`, where that was called; for references to it.
+        folder: from which a path that is not absolute leads to it.
     """
+
+    restored_with: dict[str, object] | None = None
+    folder: str = ""
 
     def __init__(self, path: str | os.PathLike[str], *, opened: int | None = None) -> None:
         self.path = os.fspath(path)

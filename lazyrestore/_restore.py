@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import warnings
 from array import array
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from ._core import Core, Serving
@@ -15,6 +17,8 @@ from .region import PlacedRegion, Region, placed_region
 from .session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._recording import Recording
     from ._workingset import WorkingSet
 
@@ -93,15 +97,27 @@ def restore(
             address is taken.
         ValueError: an argument is none of those above.
     """
-    if lazy not in (True, False, "auto"):
-        raise ValueError(f"lazy is {lazy!r}: it can be True, False or 'auto'")
-    if prefetch not in _PREFETCH:
-        raise ValueError(f"prefetch is {prefetch!r}: it can be {', '.join(map(repr, _PREFETCH))}")
+    check_ahead(lazy, prefetch)
     if replay not in _REPLAY:
         raise ValueError(f"replay is {replay!r}: it can be {', '.join(map(repr, _REPLAY))}")
     serving = Serving(privilege, on_error, granularity, trace, record is not None, fault_mode)
+    image = Image(path)
+    remember(
+        image,
+        {
+            "lazy": lazy,
+            "prefetch": prefetch,
+            "privilege": privilege,
+            "on_error": on_error,
+            "granularity": granularity,
+            "fault_mode": fault_mode,
+            "at_original_address": at_original_address,
+            "working_set": working_set,
+            "replay": replay,
+        },
+    )
     return map_image(
-        Image(path),
+        image,
         lazy=lazy,
         prefetch=prefetch,
         serving=serving,
@@ -111,6 +127,22 @@ def restore(
         working_set=working_set,
         replay=replay,
     )
+
+
+def check_ahead(lazy: object, prefetch: object) -> None:
+    """See that these arguments of `restore` are what they can be, else ValueError."""
+    if lazy not in (True, False, "auto"):
+        raise ValueError(f"lazy is {lazy!r}: it can be True, False or 'auto'")
+    if prefetch not in _PREFETCH:
+        raise ValueError(f"prefetch is {prefetch!r}: it can be {', '.join(map(repr, _PREFETCH))}")
+
+
+def remember(image: Image, arguments: dict[str, object]) -> None:
+    """Note how an image is restored, and where its path begins, for references to its regions."""
+    image.restored_with = arguments
+    if not os.path.isabs(image.path):
+        with contextlib.suppress(OSError):
+            image.folder = os.getcwd()
 
 
 def map_image(
@@ -124,11 +156,13 @@ def map_image(
     record: str | os.PathLike[str] | None = None,
     working_set: WorkingSetChoice = None,
     replay: str = "before",
-    only: str | None = None,
+    only: str | Sequence[str] | None = None,
+    on_demand: bool = False,
 ) -> Session:
     """The second half of `restore`, with the same arguments. The session takes the image over.
 
-    With `only`, the one region of that name is restored, and not all.
+    With `only`, the region of that name is restored, or those of these names, and not all.
+    With `on_demand`, regions are mapped when they are first asked for, where nothing is filled.
     """
     _check_choice(record, lazy, prefetch, working_set)
     if record is not None:
@@ -136,21 +170,18 @@ def map_image(
 
         check_target(record, image)
     chosen = _choose_working_set(image, lazy, prefetch, record, working_set)
-    wanted = range(len(image.regions)) if only is None else (image.number(only),)
+    names = (only,) if isinstance(only, str) else only
+    wanted = None if names is None else [image.number(name) for name in names]
     core = _open_core(image, lazy, serving)
     waited = array("I")
+    make = partial(_map_region, image, core, waited, at_original_address)
+    if on_demand and not (core is None or chosen or prefetch == "all" or at_original_address):
+        recording = _begin_recording(core, record)
+        return Session(image, core, {}, waited, recording, names=names, make=make)
     regions: dict[str, Region | PlacedRegion] = {}
-    for number in wanted:
-        info = image.regions[number]
-        region: Region | PlacedRegion
-        if at_original_address and info.length:
-            region = _place(image, number)
-        else:
-            region = Region(info.length) if info.length else placed_region(0, 0)
-        region._begin(image, core, number, waited)
-        if core is not None and info.length:
-            core.attach(number, region.address)
-        regions[info.name] = region
+    for number in range(len(image.regions)) if wanted is None else wanted:
+        region = make(number)
+        regions[region.name] = region
     if core is None:
         from ._decode import decode_regions
 
@@ -164,6 +195,21 @@ def map_image(
     elif prefetch == "all":
         core.fill()
     return Session(image, core, regions, waited, _begin_recording(core, record), chosen)
+
+
+def _map_region(
+    image: Image, core: Core | None, waited: array[int], at_original_address: bool, number: int
+) -> Region | PlacedRegion:
+    length = image.regions[number].length
+    region: Region | PlacedRegion
+    if at_original_address and length:
+        region = _place(image, number)
+    else:
+        region = Region(length) if length else placed_region(0, 0)
+    region._begin(image, core, number, waited)
+    if core is not None and length:
+        core.attach(number, region.address)
+    return region
 
 
 def _check_choice(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 import weakref
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from ._core import touch
 from ._native import CData, check, ffi, lib, new_problem
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 # Without NORESERVE 64 GiB of lazy memory are more than the kernel would commit to.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+
+
+_COPY_BYTES = 64 << 20
+_ZEROS = bytes(1 << 16)
 
 
 class _Source(Protocol):
@@ -50,6 +55,7 @@ class _LazyMemory:
     _number: int
     _waited: array[int]
     _end: CData | None = None
+    _keeper: object = None  # of a region that was unpickled: the session that it shares
     address: int
     closed: bool
 
@@ -83,19 +89,30 @@ class _LazyMemory:
         code = lib.lr_memory_get_resident(self.address, self.length)
         return check(code, what=f"cannot look at the memory of region {self.name!r}")
 
-    def array(self) -> numpy.ndarray[Any, Any]:
+    def array(self, *, writable: bool = True) -> numpy.ndarray[Any, Any]:
         """A numpy array over this memory, with the dtype, shape and order that were dumped.
 
         A region that was not dumped from an array is one of bytes: uint8, shape (length,). The
-        array is writable: writes stay private to this process. It keeps the region alive.
+        array keeps the region alive.
+
+        Args:
+            writable: True: it can be written to; what is written stays private to this process.
+                False: writing to it raises, and no array made from it can be made writable. The
+                region itself, and its other arrays, can still be written to.
 
         Raises:
-            ModuleNotFoundError: numpy is not installed.
+            ModuleNotFoundError: numpy is not installed, or ml_dtypes where the dtype is of those.
+            ImageError: the image's metadata do not describe an array of this length.
+            ValueError: the region is closed.
         """
+        if sys.modules.get("numpy") is None:
+            from ._extras import require
+
+            require("numpy", "numpy", "Region.array()")
         from ._arrays import as_array
 
         self._check_open()
-        return as_array(self, self.length, self.metadata)
+        return as_array(self, self.length, self.metadata, writable=writable)
 
     def populate(
         self, offset: int = 0, length: int | None = None, timeout: float | None = None
@@ -158,6 +175,35 @@ class _LazyMemory:
             room=self._waited,
         )
 
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        """A reference: the image's path and digest, and the region's name."""
+        from ._references import to_region
+
+        self._check_open()
+        return to_region(self._image, self.name)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Region | PlacedRegion:
+        """A copy of what is in it now, writes included: all loaded, and of this process alone.
+
+        Raises:
+            RestoreError: a cluster of it cannot be loaded.
+        """
+        self._check_open()
+        copy = Region(self.length) if self.length else placed_region(0, 0)
+        copy._begin(self._image, None, self._number, array("I"))
+        with memoryview(cast("Buffer", self)) as raw, raw.cast("B") as view:
+            for at in range(0, self.length, len(_ZEROS)):
+                if at % _COPY_BYTES == 0:
+                    self.populate(at, min(_COPY_BYTES, self.length - at))
+                piece = bytes(view[at : at + len(_ZEROS)])
+                if piece != _ZEROS:  # which cost no memory as long as nobody writes them
+                    copy[at : at + len(piece)] = piece
+        memo[id(self)] = copy
+        return copy
+
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("the region is closed: restore the image again")
@@ -166,8 +212,12 @@ class _LazyMemory:
 class Region(_LazyMemory, mmap.mmap):
     """A restored region: an `mmap.mmap`, private and anonymous, of exactly the dumped length.
 
-    Whatever takes a buffer takes it: slices, memoryview, numpy, `readinto`, pickle 5. It cannot be
-    resized. It is served until its last view is gone.
+    Whatever takes a buffer takes it: slices, memoryview, numpy, `readinto`. It cannot be resized.
+    It is served until its last view is gone.
+
+    It is pickled as a reference, by the image's path and digest and its own name, and restored
+    again where it is unpickled, in the same way; what was written to it does not travel. All that
+    a process unpickles of an image shares one session. `pickle.PickleBuffer` of it is its content.
 
     Attributes:
         address: of its first byte in this process.
@@ -231,9 +281,6 @@ class Region(_LazyMemory, mmap.mmap):
             self._core.detach(self._number)
         self._core = self._end = None
 
-    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
-        raise TypeError("a Region cannot be pickled: pickle its array, or bytes of it")
-
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"at {self.address:#x}"
         return f"<lazyrestore.Region {self.name!r}: {self.length} bytes {state}>"
@@ -275,9 +322,6 @@ class PlacedRegion(_LazyMemory):
         super()._begin(image, core, number, waited)
         if self.length:
             self._end = _at_the_end(_unmap, core, number, self.address, self.length)
-
-    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
-        raise TypeError("a PlacedRegion cannot be pickled: pickle its array, or bytes of it")
 
     def __repr__(self) -> str:
         return f"<lazyrestore.PlacedRegion {self.name!r}: {self.length} bytes at {self.address:#x}>"

@@ -6,10 +6,11 @@ import contextlib
 import os
 import time
 import weakref
+from _thread import RLock
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from . import _latency
 from ._core import FILL_STATES, Core
@@ -25,12 +26,22 @@ if TYPE_CHECKING:
 # Between two looks at whether the session was closed, and at Ctrl-C.
 _TRACE_SLICE_S = 0.1
 
+# While a region is mapped at its first use: one that another thread has mapped, and nobody knows of
+# yet, must not be what a forked child inherits.
+MAPPING = RLock()
+os.register_at_fork(
+    before=MAPPING.acquire, after_in_parent=MAPPING.release, after_in_child=MAPPING.release
+)
+
 
 class Session(Mapping[str, Region | PlacedRegion]):
     """What `lazyrestore.restore` returns: name → region, in the order in which they were dumped.
 
     A context manager. Leaving it never raises: regions that still have views (an array, say) are
     served until the last view is gone.
+
+    It can be pickled, as its regions can: as a reference to the image, which is restored again
+    where it is unpickled.
 
     Attributes:
         lazy: True if pages come when touched, False if all were decoded at once.
@@ -46,12 +57,32 @@ class Session(Mapping[str, Region | PlacedRegion]):
         waited: array[int],
         recording: Recording | None = None,
         working_set: WorkingSet | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        make: Callable[[int], Region | PlacedRegion] | None = None,
+        is_shared: bool = False,
     ) -> None:
+        """Made by `restore`.
+
+        Args:
+            image: is the session's from now on.
+            core: serves it; None: all is decoded.
+            regions: those that are mapped.
+            waited: where its regions note how long touches waited.
+            recording: of what is touched.
+            working_set: what is loaded first.
+            names: the regions that can be asked for, where `make` is given; None: all of the image.
+            make: maps a region, by its number, when it is first asked for.
+            is_shared: its regions are others' too: closing the session only lets go of them.
+        """
         self.path = image.path
         self.lazy = core is not None
         self._image: Image | None = image
         self._core = core
-        self._regions = dict(regions)
+        self._regions: MutableMapping[str, Region | PlacedRegion] = dict(regions)
+        self._names = tuple(regions) if make is None else names
+        self._make = make
+        self._is_shared = is_shared
         self._waited = waited
         self._is_closed = False
         self.working_set = working_set
@@ -60,27 +91,46 @@ class Session(Mapping[str, Region | PlacedRegion]):
         self._end_recording = weakref.finalize(self, recording.finish) if recording else None
 
     def __getitem__(self, name: str) -> Region | PlacedRegion:
-        if self._is_closed:
+        region = self._regions.get(name)
+        return self._find(name) if region is None else region
+
+    def _find(self, name: str) -> Region | PlacedRegion:
+        with MAPPING:
+            image = self._open_image()
+            number = image.number(name)  # or says which names there are
+            region = self._regions.get(name)
+            if region is None:
+                if self._make is None or name not in self:
+                    raise RegionNotFound(f"region {name!r} was not restored")
+                region = self._regions[name] = self._make(number)
+            return region
+
+    def _open_image(self) -> Image:
+        if self._image is None:
             raise ValueError(f"the session of {self.path} is closed: restore the image again")
+        return self._image
+
+    def __contains__(self, name: object) -> bool:
+        if self._names is not None:
+            return name in self._names
         try:
-            return self._regions[name]
-        except KeyError:
-            if self._image is not None:
-                self._image.number(name)  # says which names there are
-            raise RegionNotFound(f"region {name!r} was not restored") from None
+            self._open_image().number(name)  # type: ignore[arg-type]
+        except (RegionNotFound, TypeError):  # not hashable
+            return False
+        return True
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._regions)
+        if self._names is not None:
+            return iter(self._names)
+        return (info.name for info in self._open_image().regions)
 
     def __len__(self) -> int:
-        return len(self._regions)
+        return len(self._open_image().regions if self._names is None else self._names)
 
     @property
     def digest(self) -> str:
         """The image's content digest, in hexadecimal."""
-        if self._image is None:
-            raise ValueError(f"the session of {self.path} is closed: restore the image again")
-        return self._image.digest
+        return self._open_image().digest
 
     @property
     def errors(self) -> list[LoadError]:
@@ -92,7 +142,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
         # First: it waits until the cluster that a touch has just brought is all there.
         raw = self._core.stats() if self._core is not None else None
         resident = 0
-        for region in self._regions.values():
+        for region in list(self._regions.values()):
             with contextlib.suppress(ValueError):  # closed
                 resident += region.resident_bytes
         touched = _latency.from_nanoseconds(self._waited)
@@ -205,8 +255,8 @@ class Session(Mapping[str, Region | PlacedRegion]):
             return
         held = [
             name
-            for name, region in self._regions.items()
-            if isinstance(region, Region) and region.has_views()
+            for name, region in list(self._regions.items())
+            if isinstance(region, Region) and region.has_views() and not self._is_shared
         ]
         if held:
             names = ", ".join(repr(name) for name in held[:4]) + (", ..." if held[4:] else "")
@@ -220,12 +270,13 @@ class Session(Mapping[str, Region | PlacedRegion]):
         if self._end_recording is not None:
             self._end_recording()
         self._recording = None
-        for region in self._regions.values():
+        for region in () if self._is_shared else list(self._regions.values()):
             with contextlib.suppress(BufferError):
                 region.close()
         # Regions that have views go on, and hold the pager and the image; without any, both end.
         self._regions = {}
-        self._core = self._image = None
+        self._names = ()
+        self._core = self._image = self._make = None
         self._waited = array("I")
 
     def __enter__(self) -> Self:
@@ -240,6 +291,22 @@ class Session(Mapping[str, Region | PlacedRegion]):
         if not self._is_closed:
             self._let_go()
 
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        from ._references import to_session
+
+        return to_session(self._open_image(), self._names)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """A session of copies, of what was written too, that are all loaded."""
+        from copy import deepcopy  # which knows what else was copied
+
+        image = self._open_image()
+        copies = {name: deepcopy(region, memo) for name, region in self.items()}
+        return Session(image, None, copies, array("I"))
+
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "lazy" if self.lazy else "eager"
-        return f"<lazyrestore.Session {self.path!r}: {len(self._regions)} regions, {state}>"
+        return f"<lazyrestore.Session {self.path!r}: {len(self)} regions, {state}>"

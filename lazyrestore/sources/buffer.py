@@ -7,7 +7,9 @@ piece by piece: a cluster that cannot be loaded is then an exception, where a to
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lazyrestore._content import check_name, raw_view
@@ -47,13 +49,14 @@ class Piece:
     def __init__(self, name: str, data: object) -> None:
         self.name = name
         self.metadata: dict[str, object] = {}
+        data = _scalar_as_array(data)
         self._lazy = _region_behind(data)
         if self._lazy is not None and _has_gaps(data):
             self._lazy.populate()  # what follows copies it
             self._lazy = None
         if _is_array(data):
-            self.view, is_copy = _array_bytes(name, data)
             self.metadata["array"] = _describe_array(name, data)
+            self.view, is_copy = _array_bytes(data)
             self.width = width_of(data.dtype)
         else:
             self.view, is_copy = _buffer_bytes(name, data)
@@ -100,7 +103,7 @@ class Memory:
             return cls([Piece(UNNAMED, data)])
         for name in data:
             check_name(name)
-        return cls([Piece(name, value) for name, value in data.items()])
+        return cls(list(starmap(Piece, data.items())))
 
     def describe(self) -> str:
         """What this is, for people."""
@@ -182,21 +185,48 @@ def _is_array(data: object) -> TypeGuard[numpy.ndarray[tuple[int, ...], numpy.dt
     return module is not None and isinstance(data, module.ndarray)
 
 
-def _array_bytes(
+def _scalar_as_array(data: object) -> object:
+    """Numpy's scalars as arrays of no dimension, which keep their dtype."""
+    module = sys.modules.get("numpy")
+    return module.asarray(data) if module is not None and isinstance(data, module.generic) else data
+
+
+def _describe_array(
     name: str, array: numpy.ndarray[tuple[int, ...], numpy.dtype]
-) -> tuple[memoryview, bool]:
-    """An array's bytes in the order that `_describe_array` gives, and whether they are a copy."""
+) -> dict[str, object]:
     import numpy
+
+    from lazyrestore._arrays import describe
 
     if isinstance(array, numpy.ma.MaskedArray):
         raise TypeError(
             f"region {name!r} is a masked array: dump its .data and its .mask as two regions"
         )
-    if array.dtype.hasobject:
-        raise TypeError(
-            f"region {name!r} has dtype {array.dtype}: objects are only references to memory"
-            " elsewhere; convert it to numbers or fixed-length strings, or pickle it"
+    if _has_metadata(array.dtype):
+        warnings.warn(
+            f"region {name!r}: the metadata of its dtype is not kept in an image",
+            UserWarning,
+            stacklevel=6,
         )
+    try:
+        return describe(array)
+    except TypeError as error:
+        raise TypeError(f"region {name!r} has dtype {array.dtype}: {error}") from None
+
+
+def _has_metadata(dtype: numpy.dtype) -> bool:
+    if dtype.subdtype is not None:
+        return bool(dtype.metadata) or _has_metadata(dtype.subdtype[0])
+    fields = (dtype.fields or {}).values()
+    return bool(dtype.metadata) or any(_has_metadata(field[0]) for field in fields)
+
+
+def _array_bytes(
+    array: numpy.ndarray[tuple[int, ...], numpy.dtype],
+) -> tuple[memoryview, bool]:
+    """An array's bytes in the order that `_describe_array` gives, and whether they are a copy."""
+    import numpy
+
     if not array.nbytes:
         return memoryview(b""), False
     plain = array.view(numpy.ndarray)
@@ -224,23 +254,3 @@ def width_of(dtype: numpy.dtype) -> int:
         return 0
     width = {"c": dtype.itemsize // 2, "U": 4}.get(dtype.kind, dtype.itemsize)
     return width if width in PLANES_WIDTHS else 0
-
-
-def _describe_array(
-    name: str, array: numpy.ndarray[tuple[int, ...], numpy.dtype]
-) -> dict[str, object]:
-    import numpy
-
-    flags = array.flags
-    try:
-        description = numpy.lib.format.dtype_to_descr(array.dtype)
-    except ValueError:
-        raise TypeError(
-            f"region {name!r} has dtype {array.dtype}: fields that overlap, or are out of order,"
-            " cannot be described; dump .view('u1'), or a copy with fields one after another"
-        ) from None
-    return {
-        "dtype": description,
-        "shape": list(array.shape),
-        "order": "F" if flags.f_contiguous and not flags.c_contiguous else "C",
-    }

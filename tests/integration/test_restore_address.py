@@ -68,11 +68,23 @@ def test_it_is_a_buffer_with_the_methods_of_a_region(placed, tmp_path):
         assert region.touch() == 80
         assert region.resident_bytes >= 40 * PAGE
         assert bytes(pickle.loads(pickle.dumps(region.array()))) == bytes(region)
-        with pytest.raises(TypeError, match="pickle"):
-            pickle.dumps(region)
         with pytest.raises(ValueError, match="'low'"):
             region.populate(0, 81 * PAGE)
     del region
+
+
+def test_a_reference_goes_to_the_same_address(placed):
+    with restore(placed.path, lazy=True) as session:
+        reference = pickle.dumps(session["low"])
+        with pytest.raises(lazyrestore.KernelError, match="taken"):
+            pickle.loads(reference)  # by this session
+    region = pickle.loads(reference)
+    assert region.address == FREE
+    assert region[:] == placed.expected["low"]
+    assert pickle.loads(reference) is region
+    del region
+    gc.collect()
+    assert mapping_at(FREE) is None
 
 
 @pytest.mark.parametrize("lazy", [True, False])

@@ -183,9 +183,10 @@ def test_pickle_5_takes_it_out_of_band(session, small):
     assert (pickle.loads(pickle.dumps(array)) == array).all()
 
 
-def test_pickling_the_region_itself_is_refused(session):
-    with pytest.raises(TypeError, match="pickle"):
-        pickle.dumps(session["data"])
+def test_pickling_the_region_itself_makes_a_reference(session, small):
+    stream = pickle.dumps(session["data"])
+    assert len(stream) < 500
+    assert pickle.loads(stream)[:] == small.expected["data"]
 
 
 def test_resizing_is_refused_and_changes_nothing(session, small):
