@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ._load import Arrays, load
     from ._open import Image, open
     from ._optimize import optimize
+    from ._pickle import dump_pickle, load_pickle
     from ._restore import restore
     from ._workingset import WorkingSet
     from .errors import (
@@ -83,7 +84,9 @@ __all__ = [
     "__version__",
     "attach",
     "dump",
+    "dump_pickle",
     "load",
+    "load_pickle",
     "open",
     "optimize",
     "restore",
@@ -121,7 +124,9 @@ _HOME = {
     "WorkingSetError": "errors",
     "attach": "_attach",
     "dump": "_dump",
+    "dump_pickle": "_pickle",
     "load": "_load",
+    "load_pickle": "_pickle",
     "open": "_open",
     "optimize": "_optimize",
     "restore": "_restore",
