@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lazyrestore.errors import LazyRestoreError
+from lazyrestore._extras import require
 from lazyrestore.reports import Latency
 
 if TYPE_CHECKING:
@@ -17,18 +17,15 @@ def check_available() -> None:
     """Say what to install where nothing can be drawn.
 
     Raises:
-        LazyRestoreError: matplotlib is not installed.
+        ImportError: matplotlib is not installed, or broken.
     """
     _pyplot()
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise LazyRestoreError(
-            "matplotlib is not installed, and --plot needs it: pip install 'lazyrestore[bench]'"
-        ) from None
+    require("matplotlib", "bench", "--plot")
+    import matplotlib
+
     matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "lazyrestore"
     import matplotlib.pyplot as pyplot

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import lazyrestore
-from lazyrestore.errors import LazyRestoreError
+from lazyrestore._extras import require
 
 from .figures import ACCESSES, RESULTS, Figures, Snapshot
 from .status import Status
@@ -67,18 +67,14 @@ class Metrics:
 
     Raises:
         ValueError: it is none.
-        LazyRestoreError: prometheus_client is not installed.
+        ImportError: prometheus_client is not installed, or broken.
     """
 
     def __init__(self, address: str) -> None:
         self.host, self.port = parse_address(address)
-        try:
-            from prometheus_client import exposition
-        except ImportError as error:
-            raise LazyRestoreError(
-                f"--metrics needs prometheus_client, which cannot be imported ({error}): pip"
-                " install 'lazyrestore[metrics]'"
-            ) from None
+        require("prometheus_client", "metrics", "--metrics")
+        from prometheus_client import exposition
+
         self._choose_encoder: Callable[[str], tuple[Any, str]] = exposition.choose_encoder
         self._server: asyncio.Server | None = None
         self._connections = 0

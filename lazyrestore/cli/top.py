@@ -62,6 +62,10 @@ def top(
     """
     if not socket:
         raise UsageError("say which service: the path of a socket that it listens at")
+    if not json:
+        from lazyrestore._extras import require
+
+        require("rich", None, "lazyrestore top")  # typer brings it
     if once:
         _print_once(socket, json)
     elif json or not sys.stdout.isatty():
