@@ -62,10 +62,6 @@ def top(
     """
     if not socket:
         raise UsageError("say which service: the path of a socket that it listens at")
-    if not json:
-        from lazyrestore._extras import require
-
-        require("rich", None, "lazyrestore top")  # typer brings it
     if once:
         _print_once(socket, json)
     elif json or not sys.stdout.isatty():
@@ -112,7 +108,15 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def _need_rich() -> None:
+    """It comes with typer, but need not."""
+    from lazyrestore._extras import require
+
+    require("rich", None, "lazyrestore top")
+
+
 def _print_plain(now: Sample, width: int | None) -> None:
+    _need_rich()
     from ._top_text import screen
 
     print("\n".join(screen(now, width)), flush=True)
@@ -122,12 +126,13 @@ def _print_plain(now: Sample, width: int | None) -> None:
 
 
 def _show(path: str, interval: float) -> None:
-    from rich.console import Console
-    from rich.live import Live
-
     from ._status import Sample, ServiceGone, ask
 
     now = Sample(ask(path))  # what is wrong at the start is said without a screen
+    _need_rich()
+    from rich.console import Console
+    from rich.live import Live
+
     console = Console(highlight=False)
     gone_at, gone = 0.0, None
     with (

@@ -256,7 +256,7 @@ def test_a_service_that_goes(tmp_path: Path) -> None:
         assert terminal.end() == 5
         terminal.check_restored()
         after = terminal.said.rpartition(RESTORE_SCREEN)[2]
-        assert b"lazyrestore: there is no socket at" in after
+        assert b"there is no socket at" in after
 
 
 # ---- What it is shown as -------------------------------------------------------------------------
