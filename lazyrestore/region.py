@@ -8,7 +8,7 @@ import sys
 import weakref
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex, cast, overload
 
 from ._core import touch
 from ._native import CData, check, ffi, lib, new_problem
@@ -300,19 +300,31 @@ class PlacedRegion(_LazyMemory):
 
     closed = False
 
+    if TYPE_CHECKING:
+
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, key: Any) -> Any:
+    @overload
+    def __getitem__(self, key: SupportsIndex, /) -> int: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> bytes: ...
+    def __getitem__(self, key: SupportsIndex | slice) -> int | bytes:
         view = self._view()
         return view[key].tobytes() if isinstance(key, slice) else view[key]
 
+    @overload
+    def __setitem__(self, key: SupportsIndex, value: int, /) -> None: ...
+    @overload
+    def __setitem__(self, key: slice, value: Buffer, /) -> None: ...
     def __setitem__(self, key: Any, value: Any) -> None:
         self._view()[key] = value
 
     def _view(self) -> memoryview:
         self._check_open()
-        return memoryview(cast("Buffer", self)).cast("B")  # by ctypes, in `placed_region`
+        return memoryview(self).cast("B")  # by ctypes, in `placed_region`
 
     def close(self) -> None:
         """Let go of the memory. What still uses it, views included, is served to its end."""

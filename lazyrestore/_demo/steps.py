@@ -271,7 +271,7 @@ def _digests(session: Session) -> dict[str, bytes]:
 
     digests = {}
     for name, region in session.items():
-        with memoryview(region) as view:  # type: ignore[arg-type]
+        with memoryview(region) as view:
             digests[name] = blake3_digest(view)
     return digests
 
@@ -280,7 +280,7 @@ def _compare_with_program(session: Session, before: Mapping[str, Any]) -> None:
     """Compare what is at the program's addresses with what the program said is there."""
     for buffer in before["buffers"]:
         region, offset = _find(session, buffer["address"])
-        with memoryview(region) as view:  # type: ignore[arg-type]
+        with memoryview(region) as view:
             part = view[offset : offset + buffer["length"]]
             digest = hashlib.blake2b(part).hexdigest()
             part.release()

@@ -89,27 +89,34 @@ class Sink(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """Something that can be dumped. It is used once."""
+    """Something that can be dumped. It is used once.
+
+    A class that has this as its base needs `describe` and `write_to` only.
+    """
 
     @property
     def skipped(self) -> list[Skipped]:
         """What could not be read; complete when `write_to` has returned."""
+        return []
 
     @property
     def frozen_us(self) -> int | None:
         """How long a process was stopped, in µs, when `write_to` has returned; None: not at all."""
+        return None
 
     def describe(self) -> str:
         """What this is, in a few words for people: kept in the image's header."""
 
     def total_bytes(self) -> int | None:
         """Length of all regions, for progress; None where that is not known before the end."""
+        return None
 
     def check(self, target: str) -> None:
         """Raise ValueError, TypeError or OSError for what can be seen before a file is made.
 
         `target` is the path of the image: a source that reads that very file refuses.
         """
+        return
 
     def write_to(self, sink: Sink) -> None:
         """Write all regions to the sink; undo everything (let a process run) on errors too."""
