@@ -27,6 +27,14 @@ NOT_INHERITED = (
     "SANITIZE",
 )
 PRODUCTS = ("liblazyrestore.so", "_binding.py", "_binding.pyi")
+# Where a shell and man(1) look for what docs/make_cli.py made of the help, below an environment's
+# own folder. lazyrestore.3 is of the C library, which a wheel does not install.
+SHARED = {
+    "docs/man/*.1": "share/man/man1",
+    "docs/completion/lazyrestore.bash": "share/bash-completion/completions/lazyrestore",
+    "docs/completion/_lazyrestore": "share/zsh/site-functions/_lazyrestore",
+    "docs/completion/lazyrestore.fish": "share/fish/vendor_completions.d/lazyrestore.fish",
+}
 
 
 class NativeBuildHook(BuildHookInterface):
@@ -46,6 +54,10 @@ class NativeBuildHook(BuildHookInterface):
         self._make(f"BUILD={self._scratch.name}/build", f"PACKAGE={package}")
         for name in PRODUCTS:
             build_data["force_include"][str(package / name)] = f"lazyrestore/{name}"
+        for pattern, place in SHARED.items():
+            for path in sorted(Path(self.root).glob(pattern)):
+                name = f"{place}/{path.name}" if "*" in pattern else place
+                build_data["shared_data"][str(path)] = name
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if version != "editable":
