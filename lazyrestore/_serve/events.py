@@ -34,17 +34,21 @@ class Events:
             `event`, `service_pid` (whose words these are) and the event's own fields: of one about
             a peer `peer` (its number), `pid` and `uid`.
         fd: where to.
+        verbosity: -1: only what goes wrong; 0; 1: text has what is of interest to few, too.
 
     Attributes:
         counts: how many of each name there were.
         dropped: how many could not be written.
     """
 
-    def __init__(self, *, is_json: bool = False, fd: int = _STANDARD_ERROR) -> None:
+    def __init__(
+        self, *, is_json: bool = False, fd: int = _STANDARD_ERROR, verbosity: int = 0
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.dropped = 0
         self._is_json = is_json
         self._fd = fd
+        self._verbosity = verbosity
         self._queue: deque[bytes] = deque()
         self._unsaid = 0  # dropped, and not yet told of
         self._is_closed = False
@@ -66,9 +70,11 @@ class Events:
             self._put(name, now, fields)
 
     def _put(self, name: str, now: float, fields: Fields) -> None:
-        line = _json_line(name, now, fields) if self._is_json else _text_line(name, fields)
-        if line is None:
+        if self._verbosity < 0 and name not in _TROUBLE:
             return
+        if not self._is_json and self._verbosity < 1 and name in _SILENT:
+            return
+        line = _json_line(name, now, fields) if self._is_json else _text_line(name, fields)
         self._queue.append(line.encode("utf-8", "backslashreplace") + b"\n")
         if self._writer is None:
             self._writer = threading.Thread(
@@ -127,10 +133,8 @@ def _json_line(name: str, now: float, fields: Fields) -> str:
 # ---- Text ----------------------------------------------------------------------------------------
 
 
-def _text_line(name: str, fields: Fields) -> str | None:
-    """What people are told; None: nothing."""
-    if name in _SILENT:
-        return None
+def _text_line(name: str, fields: Fields) -> str:
+    """What people are told."""
     say = _WORDS.get(name)
     try:
         text = _generic(name, fields) if say is None else say(_Words(fields))
@@ -202,6 +206,7 @@ def _tasks(count: object) -> str:
 
 # "serving" follows "admitted" at once, and who merely connects is of no interest.
 _SILENT = frozenset({"connected", "admitted"})
+_TROUBLE = frozenset({"refused", "error", "left", "dropped", "warden_lost", "keeper_lost"})
 _WORDS: dict[str, Callable[[_Words], str]] = {
     "listening": lambda w: f"listening at {w['socket']}",
     "refused": lambda w: f"refused: {w['reason']}",

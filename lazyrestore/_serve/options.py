@@ -29,6 +29,7 @@ class ServeOptions:
         status_fd: where readiness is told; None: nowhere.
         metrics: address to serve metrics on; None: nowhere.
         log_json: events are JSON lines.
+        verbosity: -1: only events of what goes wrong; 1: also those that few want.
         socket_mode: permissions of the sockets.
         ends_with_peers: the service ends when a restore by CRIU is over, and nobody of it is left.
     """
@@ -48,6 +49,7 @@ class ServeOptions:
     status_fd: int | None = None
     metrics: str | None = None
     log_json: bool = False
+    verbosity: int = 0
     socket_mode: int = 0o600
     ends_with_peers: bool = False
 

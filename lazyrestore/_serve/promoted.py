@@ -78,7 +78,7 @@ def run(holdings: Holdings, reign: Reign, pager_pid: int, prepared: Prepared) ->
         prepared: the images.
     """
     options = ServeOptions.from_record(holdings.options)
-    events = Events(is_json=options.log_json)
+    events = Events(is_json=options.log_json, verbosity=options.verbosity)
     now_s = time.monotonic()
     if not holdings.is_leaving:
         recent = [one for one in holdings.promotions if now_s - one < WINDOW_S]

@@ -54,7 +54,7 @@ def serve(options: ServeOptions) -> None:
     images.check()
     check_plan(options, images)
     metrics = _make_metrics(options)
-    events = Events(is_json=options.log_json)
+    events = Events(is_json=options.log_json, verbosity=options.verbosity)
     inherited = listen.inherited()
     keeping = Keeping(
         Holdings(options=options.to_record()), Reign.new(), events.emit, is_wanted=options.keeper
@@ -76,7 +76,7 @@ def serve_criu(
     images.check()
     check_plan(options, images)
     metrics = _make_metrics(options)
-    events = Events(is_json=options.log_json)
+    events = Events(is_json=options.log_json, verbosity=options.verbosity)
     keeping = Keeping(
         Holdings(options=options.to_record()),
         Reign.new(),

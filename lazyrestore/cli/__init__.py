@@ -53,6 +53,12 @@ def main(arguments: Sequence[str] | None = None, *, daemon: Daemon | None = None
         return _errors.USAGE
     try:
         _errors.prepare()
+        if given[0].startswith(("--show-completion", "--install-completion")):
+            from . import _completion
+
+            _completion.main(given)
+            sys.stdout.flush()
+            return 0
         command = typer.main.get_command(make_app(_commands_for(given)))
         gc.freeze()  # what was imported stays: no collection, at the end neither, looks at it again
         with command.make_context("lazyrestore", given, obj=daemon) as context:

@@ -38,6 +38,17 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_seconds(text: str | float) -> float:
+    """A time from 0 to 1e6 seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 1e6:
+        raise typer.BadParameter(f"{text!r} is not a number of seconds from 0 to 1000000")
+    return seconds
+
+
 def parse_range(text: str) -> tuple[int, int]:
     """START-END, hexadecimal, as in /proc/PID/maps."""
     found = _RANGE.fullmatch(text.strip())
@@ -75,6 +86,12 @@ QuietOption = Annotated[
 ]
 StepsQuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Do not say what is being done: only the report.")
+]
+ServiceQuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say only what goes wrong.")
+]
+ServiceVerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say also who connects, before it is served.")
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 ProgressOption = Annotated[

@@ -7,6 +7,26 @@ from collections.abc import Sequence
 
 import typer
 
+EXIT_CODES = (
+    ("0", "done"),
+    ("1", "failed: no such process, no such file, a full disk; of diff: they differ"),
+    ("2", "usage: arguments that do not go together, a region that is not there"),
+    ("3", "the image is damaged, cut short, of a newer version, or not one"),
+    ("4", "the kernel, or a permission, says no (`lazyrestore doctor` explains)"),
+    ("5", "the other side of a connection failed"),
+    ("130, 143", "Ctrl-C, SIGTERM: everything was undone"),
+)
+
+ENVIRONMENT = (
+    ("NO_COLOR", "Where it is set and not empty, nothing is coloured."),
+    ("FORCE_COLOR", "Where it is set, not empty and not 0, colours are not for terminals only."),
+    ("LAZYRESTORE_SOCKET", "Where attach() finds its service; restore sets it for its COMMAND."),
+    ("LAZYRESTORE_LIBZSTD", "The path of libzstd, where the system's own is not to be used."),
+    ("LAZYRESTORE_LIBRARY", "The path of another liblazyrestore.so than the package's own."),
+    ("LAZYRESTORE_TRACEBACK", "1: what fails also prints where, for who reports a bug."),
+    ("CRIU", "The CRIU to use for processes, rather than that of PATH."),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
@@ -79,7 +99,8 @@ def _describe(name: str, command: object) -> Command:
         is_flag = is_option and bool(parameter.is_flag or parameter.count)
         found[parameter.param_type_name].append(
             Parameter(
-                names=tuple(parameter.opts) if is_option else (),
+                # Short ones first; those of --help come in any order.
+                names=tuple(sorted(parameter.opts, key=len)) if is_option else (),
                 off_names=tuple(parameter.secondary_opts),
                 metavar="" if is_flag else parameter.make_metavar(context),
                 choices=() if is_flag else _choices(parameter),

@@ -21,6 +21,10 @@ def doctor(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say everything that was found out.")
     ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="No report: the exit code says it."),
+    ] = False,
     criu_bin: Annotated[
         str | None,
         typer.Option(
@@ -50,7 +54,7 @@ def doctor(
         whole = plain(found)
         assert isinstance(whole, dict)
         print_json({**whole, "criu": criu})
-    else:
+    elif not quiet:
         _print(found, criu, verbose)
     if found.level == NONE or found.facts.libzstd is None:
         what = "restores cannot be lazy here" if found.level == NONE else "libzstd is missing"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ._ahead import conflict
+from ._arguments import ServiceQuietOption, ServiceVerboseOption, parse_seconds
 from ._errors import UsageError, usage_errors
 
 TYPE_CHECKING = False
@@ -121,9 +122,10 @@ def lazy_pages(
         float,
         typer.Option(
             metavar="SECONDS",
-            min=0.0,
-            max=1e6,
-            help="On SIGTERM: fill every process for so long at most before this one ends.",
+            parser=parse_seconds,
+            show_default=False,
+            help="On SIGTERM: fill every process for so long at most before this one ends."
+            "  [default: 30]",
         ),
     ] = 30.0,
     metrics: Annotated[
@@ -134,6 +136,8 @@ def lazy_pages(
             " only this machine's own processes can ask.",
         ),
     ] = None,
+    verbose: ServiceVerboseOption = False,
+    quiet: ServiceQuietOption = False,
     log_json: Annotated[
         bool, typer.Option("--log-json", "--json", help="Events are JSON, one a line.")
     ] = False,
@@ -162,6 +166,7 @@ def lazy_pages(
         takeover=takeover,
         metrics=metrics,
         log_json=log_json,
+        verbosity=int(verbose) - int(quiet),
         ends_with_peers=not keep,
     )
     with usage_errors():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import typer
 
 from ._arguments import ImageArgument, JsonOption
 
@@ -11,7 +14,13 @@ if TYPE_CHECKING:
     from lazyrestore.reports import RegionInfo
 
 
-def ls(image: ImageArgument, json: JsonOption = False) -> None:
+def ls(
+    image: ImageArgument,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only the names, one a line.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """List the regions of an image: name, address, length, what it was."""
     from lazyrestore._open import Image
 
@@ -30,6 +39,12 @@ def ls(image: ImageArgument, json: JsonOption = False) -> None:
             listed.append({**fields, "metadata": kept})
         kept_files = [{"name": name, "bytes": nbytes} for name, nbytes in files.items()]
         print_json({"path": image, "regions": listed, "files": kept_files})
+        return
+    if quiet:
+        from ._show import one_line
+
+        for region in regions:
+            print(one_line(region.name))
         return
     names = {str(process.pid): process.comm for process in processes}
     print_regions(regions, metadata, names)

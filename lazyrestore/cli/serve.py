@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ._ahead import conflict
+from ._arguments import ServiceQuietOption, ServiceVerboseOption, parse_seconds
 from ._errors import UsageError, usage_errors
 
 
@@ -32,16 +33,6 @@ def _parse_mode(text: str) -> int:
     if not 0 <= mode <= 0o777:
         raise typer.BadParameter(f"{text!r} are no permissions: write 600 or 660")
     return mode
-
-
-def _parse_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 1e6:
-        raise typer.BadParameter(f"{text!r} is not a number of seconds from 0 on")
-    return seconds
 
 
 def serve(
@@ -116,7 +107,7 @@ def serve(
         float,
         typer.Option(
             metavar="SECONDS",
-            parser=_parse_seconds,
+            parser=parse_seconds,
             show_default=False,
             help="On SIGTERM: fill every process for so long at most before this service ends."
             "  [default: 30]",
@@ -157,6 +148,8 @@ def serve(
             help="Permissions of the sockets, octal.  [default: 600]",
         ),
     ] = "600",  # type: ignore[assignment]  # parsed as if it was given
+    verbose: ServiceVerboseOption = False,
+    quiet: ServiceQuietOption = False,
     log_json: Annotated[
         bool,
         typer.Option("--log-json", "--json", help="Events on standard error are JSON, one a line."),
@@ -195,6 +188,7 @@ def serve(
         status_fd=status_fd,
         metrics=metrics,
         log_json=log_json,
+        verbosity=int(verbose) - int(quiet),
         socket_mode=socket_mode,
     )
     with usage_errors():

@@ -195,6 +195,12 @@ def test_under_a_filter_in_words() -> None:
     assert "features               none" in text
 
 
+def test_quiet(nobody: object) -> None:
+    """For scripts: the exit code, and a line only where it is not 0"""
+    assert filtered("-q", error=errno.EPERM).fails(4, "cannot be lazy").out == ""
+    assert run("doctor", "-q").out == ""
+
+
 # ---- Machines that are not here ------------------------------------------------------------------
 
 

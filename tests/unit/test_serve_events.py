@@ -22,9 +22,9 @@ NAMES = (
 class Pipe:
     """Events into a pipe, and what comes out of it."""
 
-    def __init__(self, *, is_json: bool) -> None:
+    def __init__(self, *, is_json: bool, verbosity: int = 0) -> None:
         self.reader, self.writer = os.pipe()
-        self.events = Events(is_json=is_json, fd=self.writer)
+        self.events = Events(is_json=is_json, fd=self.writer, verbosity=verbosity)
 
     def lines(self) -> list[str]:
         """All that was said, until its end."""
@@ -92,6 +92,24 @@ def test_text() -> None:
         "lazyrestore: peer 4 (process 5): cannot load 64.0 KiB at 65536 of region memory (cluster"
         " 1): its checksum is wrong: its process is ended",
     ]
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_only_what_goes_wrong(is_json: bool) -> None:
+    """-q: of three events one, and still all are counted"""
+    pipe = Pipe(is_json=is_json, verbosity=-1)
+    for name in ("listening", "refused", "complete"):
+        pipe.events.emit(name, peer=1, reason="x", socket="/s")
+    (line,) = pipe.lines()
+    assert "refused" in line
+    assert sum(pipe.events.counts.values()) == 3
+
+
+def test_who_connects_too() -> None:
+    """-v: what is of interest to few"""
+    pipe = Pipe(is_json=False, verbosity=1)
+    pipe.events.emit("connected", peer=3, pid=4711, uid=0, socket="/s")
+    assert pipe.lines() == ["lazyrestore: peer 3 (process 4711): connected: socket /s"]
 
 
 @pytest.mark.parametrize("name", NAMES)
