@@ -73,12 +73,25 @@ static void clear_tail(struct lr_decoder *decoder, size_t data_bytes)
 		memset(decoder->data + data_bytes - decoder->tail_bytes, 0, decoder->tail_bytes);
 }
 
+/* Turn the payload that was read into data pages. One with planes was read to where the data goes,
+ * is decoded into the other buffer, and comes back as numbers: so no third one is needed. */
+static int decode(struct lr_decoder *decoder, const uint8_t *stored, size_t data_bytes)
+{
+	const struct lr_cluster_info *info = &decoder->info;
+	uint8_t *to = info->planes ? decoder->stored : decoder->data;
+	int code = lr_zstd_decode(decoder->zstd, stored, info->payload_bytes, to, data_bytes);
+
+	if (code == LR_OK && info->planes)
+		lr_planes_join(to, data_bytes, info->planes, decoder->data);
+	return code;
+}
+
 int lr_decoder_decode(struct lr_decoder *decoder, struct lr_problem *ret_problem)
 {
 	const struct lr_cluster_info *info = &decoder->info;
 	size_t data_bytes = (size_t)info->data_pages * decoder->image->info.page_size;
 	bool raw = info->kind == LR_CLUSTER_RAW;
-	uint8_t *stored = raw ? decoder->data : decoder->stored;
+	uint8_t *stored = raw || info->planes ? decoder->data : decoder->stored;
 	int code;
 
 	if (decoder->decoded_cluster == info->cluster || data_bytes == 0)
@@ -96,8 +109,7 @@ int lr_decoder_decode(struct lr_decoder *decoder, struct lr_problem *ret_problem
 		return lr_problem_set(ret_problem, LR_ERR_CHECKSUM, 0, info->cluster,
 				      info->payload_offset);
 	if (!raw) {
-		code = lr_zstd_decode(decoder->zstd, stored, info->payload_bytes, decoder->data,
-				      data_bytes);
+		code = decode(decoder, stored, data_bytes);
 		if (code < 0)
 			return lr_problem_set(ret_problem, code, 0, info->cluster,
 					      info->payload_offset);

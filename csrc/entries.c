@@ -95,6 +95,7 @@ static int find_place(const lr_seen *seen, const uint8_t *digest, uint8_t *entry
 	put_le(entry + LR_ENTRY_SIZE, stored.payload_bytes, 4);
 	put_le(entry + LR_ENTRY_CRC, stored.crc32c, 4);
 	entry[LR_ENTRY_KIND] = (uint8_t)stored.kind;
+	entry[LR_ENTRY_PLANES] = (uint8_t)stored.planes;
 	return 1;
 }
 
@@ -138,6 +139,7 @@ uint64_t lr_entries_place(lr_seen *seen, const uint8_t *digests, uint64_t count,
 			.payload_bytes = (uint32_t)get_le(entry + LR_ENTRY_SIZE, 4),
 			.crc32c = (uint32_t)get_le(entry + LR_ENTRY_CRC, 4),
 			.kind = entry[LR_ENTRY_KIND],
+			.planes = entry[LR_ENTRY_PLANES],
 		};
 		stored.payload_offset = position + record_head_bytes(stored.payload_bytes);
 		put_le(entry + LR_ENTRY_OFFSET, stored.payload_offset, 8);

@@ -7,8 +7,11 @@
 
 #include <stdint.h>
 
-#define LR_FORMAT_VERSION        1u
-#define LR_FORMAT_CRITICAL_KNOWN 0ull
+#define LR_FORMAT_VERSION 1u
+/* A critical feature: clusters may have their bytes in planes. */
+#define LR_FORMAT_PLANES 1ull
+/* All critical features that this library knows. */
+#define LR_FORMAT_CRITICAL_KNOWN 1ull
 /* A compatible feature: the image has a record of files. */
 #define LR_FORMAT_FILES 1ull
 
@@ -68,8 +71,9 @@ enum lr_root_field {
 	LR_ROOT_RESERVED_2 = 96,
 };
 
-#define LR_REGION_BYTES      96u
-#define LR_REGION_CODEC_ZSTD 1u
+#define LR_REGION_BYTES         96u
+#define LR_REGION_CODEC_ZSTD    1u
+#define LR_REGION_FILTER_PLANES 1u
 
 enum lr_region_field {
 	LR_REGION_ADDRESS = 0,
@@ -82,7 +86,8 @@ enum lr_region_field {
 	LR_REGION_FLAGS = 44,
 	LR_REGION_CODEC = 48,
 	LR_REGION_FILTER = 49,
-	LR_REGION_RESERVED = 50,
+	LR_REGION_PLANES = 50,
+	LR_REGION_RESERVED = 51,
 };
 
 #define LR_NODE_HEAD_BYTES  16u
@@ -98,13 +103,14 @@ enum lr_node_field {
 #define LR_REF_BYTES        24u
 #define LR_ENTRY_HEAD_BYTES 24u
 
-/* References and leaf entries begin alike. */
+/* References and leaf entries begin alike; in references the planes are reserved too. */
 enum lr_entry_field {
 	LR_ENTRY_OFFSET = 0,
 	LR_ENTRY_SIZE = 8,
 	LR_ENTRY_CRC = 12,
 	LR_ENTRY_KIND = 16,
-	LR_ENTRY_RESERVED = 17,
+	LR_ENTRY_PLANES = 17,
+	LR_ENTRY_RESERVED = 18,
 	LR_ENTRY_STATES = 24,
 };
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "planes.h"
 #include "span.h"
 
 #define TAIL_BYTES 65536u
@@ -186,6 +187,17 @@ static struct lr_span region_entry(const struct lr_image *image, uint32_t region
 			  LR_REGION_BYTES);
 }
 
+/* What a region says of its clusters' planes is for people; but it is nonsense nowhere. */
+static bool check_filter(const struct lr_image *image, struct lr_span *span)
+{
+	uint8_t planes = lr_span_u8(span, LR_REGION_PLANES);
+
+	if (lr_span_u8(span, LR_REGION_FILTER) == 0)
+		return planes == 0;
+	return lr_span_u8(span, LR_REGION_FILTER) == LR_REGION_FILTER_PLANES
+	       && image->info.critical & LR_FORMAT_PLANES && lr_planes_is_width(planes);
+}
+
 /* Regions must follow one another without gaps, in clusters, and their names lie within the names.
  */
 static int check_regions(const struct lr_image *image, uint64_t root_offset,
@@ -211,7 +223,7 @@ static int check_regions(const struct lr_image *image, uint64_t root_offset,
 		    || lr_span_u32(&span, LR_REGION_PROTECTION) > 7
 		    || lr_span_u32(&span, LR_REGION_FLAGS) > 1
 		    || lr_span_u8(&span, LR_REGION_CODEC) != LR_REGION_CODEC_ZSTD
-		    || lr_span_u8(&span, LR_REGION_FILTER) != 0
+		    || !check_filter(image, &span)
 		    || !lr_span_is_zero(&span, LR_REGION_RESERVED,
 					LR_REGION_BYTES - LR_REGION_RESERVED))
 			return fail(ret_problem, LR_ERR_ROOT, root_offset);
@@ -273,6 +285,7 @@ static int parse_image(struct lr_image *image, struct tail *tail, struct lr_prob
 	image->index.limit = file_bytes - LR_FOOTER_RECORD_BYTES;
 	image->index.page_size = image->info.page_size;
 	image->index.pages_per_cluster = image->info.cluster_size / image->info.page_size;
+	image->index.has_planes = (image->info.critical & LR_FORMAT_PLANES) != 0;
 	image->index.entry_bytes =
 		LR_ENTRY_HEAD_BYTES
 		+ 8
@@ -372,6 +385,7 @@ int lr_image_get_region(const lr_image *image, uint32_t region, struct lr_region
 		.protection = lr_span_u32(&span, LR_REGION_PROTECTION),
 		.flags = lr_span_u32(&span, LR_REGION_FLAGS),
 		.name_bytes = lr_span_u32(&span, LR_REGION_NAME_BYTES),
+		.planes = lr_span_u8(&span, LR_REGION_PLANES),
 		.name = (const char *)image->root + LR_ROOT_BYTES
 			+ (size_t)image->info.region_count * LR_REGION_BYTES
 			+ lr_span_u32(&span, LR_REGION_NAME_OFFSET),

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "planes.h"
 #include "reserve.h"
 #include "span.h"
 
@@ -18,8 +19,7 @@ int lr_index_parse_ref(const uint8_t *data, uint64_t bytes, struct lr_ref *ret_r
 	ret_ref->bytes = lr_span_u32(&span, LR_ENTRY_SIZE);
 	ret_ref->crc32c = lr_span_u32(&span, LR_ENTRY_CRC);
 	ret_ref->kind = lr_span_u8(&span, LR_ENTRY_KIND);
-	if (!lr_span_is_zero(&span, LR_ENTRY_RESERVED, LR_REF_BYTES - LR_ENTRY_RESERVED)
-	    || span.bad)
+	if (!lr_span_is_zero(&span, LR_ENTRY_PLANES, LR_REF_BYTES - LR_ENTRY_PLANES) || span.bad)
 		return LR_ERR_NODE;
 	switch (ret_ref->kind) {
 	case LR_REF_HOLE:
@@ -148,6 +148,10 @@ static bool entry_adds_up(const struct lr_index *index, const struct lr_cluster_
 			return false;
 		zeros += state == LR_PAGE_ZERO;
 	}
+	if (info->planes
+	    && (!index->has_planes || info->kind != LR_CLUSTER_ZSTD
+		|| !lr_planes_is_width(info->planes)))
+		return false;
 	if (info->kind < LR_CLUSTER_ZSTD || info->kind == LR_CLUSTER_MIXED) {
 		if (info->data_pages || info->payload_offset || info->payload_bytes || info->crc32c)
 			return false;
@@ -173,6 +177,7 @@ static int parse_leaf_entry(const struct lr_index *index, const uint8_t *entry,
 	info->payload_bytes = lr_span_u32(&span, LR_ENTRY_SIZE);
 	info->crc32c = lr_span_u32(&span, LR_ENTRY_CRC);
 	info->kind = lr_span_u8(&span, LR_ENTRY_KIND);
+	info->planes = lr_span_u8(&span, LR_ENTRY_PLANES);
 	for (uint32_t word = 0; word < info->state_words; word++) {
 		uint64_t states = lr_span_u64(&span, LR_ENTRY_STATES + 8ull * word);
 

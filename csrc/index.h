@@ -26,6 +26,7 @@ struct lr_index {
 	uint32_t page_size;
 	uint32_t pages_per_cluster;
 	uint32_t entry_bytes; /* of a leaf */
+	bool has_planes;      /* clusters may have their bytes in planes */
 };
 
 /* Memory is had as it is used: 8 KiB a slot, with clusters of 64 KiB and less. */

@@ -150,6 +150,8 @@ struct lr_region_info {
 	uint32_t protection;
 	uint32_t flags;
 	uint32_t name_bytes;
+	uint32_t planes;  /* as lr_cluster_info.planes: that of its first cluster that has any, or 0
+			   */
 	const char *name; /* UTF-8, not terminated; lives as long as the image */
 };
 
@@ -159,9 +161,12 @@ struct lr_cluster_info {
 	uint32_t payload_bytes;
 	uint32_t crc32c;
 	uint32_t kind; /* enum lr_cluster_kind */
+	uint32_t
+		planes; /* 0, or the bytes of the numbers that are stored as byte planes: 2, 4, 8 */
 	uint32_t data_pages;
 	uint32_t pages; /* pages of the region in this cluster */
 	uint32_t state_words;
+	uint32_t reserved;
 	uint64_t states[16]; /* two bits a page, as in docs/format.md */
 	uint64_t run; /* clusters from here on that are alike without looking further: 1, or more
 		       * where the index has one entry for many all-zero or hole clusters */
@@ -704,6 +709,11 @@ uint64_t lr_scan_pages(const void *data, uint64_t bytes, uint32_t page_size, uin
  * written. */
 uint64_t lr_gather_pages(const void *data, uint64_t bytes, uint32_t page_size,
 			 const uint8_t *states, void *ret_data);
+/* Byte planes: numbers of 2, 4 or 8 bytes with these grouped, all first bytes, then all second
+ * bytes, and so on. `bytes` is a multiple of the width; both buffers have so many, and do not
+ * overlap. Split makes planes of numbers, join makes numbers of planes. */
+void lr_planes_split(const void *data, uint64_t bytes, uint32_t width_bytes, void *ret_planes);
+void lr_planes_join(const void *planes, uint64_t bytes, uint32_t width_bytes, void *ret_data);
 
 /* A table of the clusters that were already stored. It grows to max_bytes; then it forgets. */
 typedef struct lr_seen lr_seen;
@@ -712,7 +722,7 @@ struct lr_stored_cluster {
 	uint32_t payload_bytes;
 	uint32_t crc32c;
 	uint32_t kind;
-	uint32_t reserved;
+	uint32_t planes;
 };
 int lr_seen_open(uint64_t max_bytes, lr_seen **ret_seen);
 void lr_seen_close(lr_seen *seen);
@@ -726,13 +736,14 @@ void lr_seen_put(lr_seen *seen, const uint8_t *digest, const struct lr_stored_cl
  * place is yet to be filled in; and the data pages of each. Returns the number of clusters. */
 uint64_t lr_entries_make(const uint8_t *page_states, uint64_t pages, uint32_t pages_per_cluster,
 			 void *ret_entries, uint32_t *ret_data_pages);
-/* Fill in the place, length, checksum and kind of those with data whose digest (32 bytes each) was
- * put. Returns how many that are. May be called while one other thread puts. */
+/* Fill in the place, length, checksum, kind and planes of those with data whose digest (32 bytes
+ * each) was put. Returns how many that are. May be called while one other thread puts. */
 uint64_t lr_entries_find(const lr_seen *seen, const uint8_t *digests, uint64_t count,
 			 uint32_t pages_per_cluster, void *entries);
-/* Give a place to those with data that have none, and whose length, checksum and kind are filled
- * in: that of an equal cluster, or in a record of its own, the first one at `position` of the file,
- * which is then put, and marked in ret_is_new. Returns the position behind the last record. */
+/* Give a place to those with data that have none, and whose length, checksum, kind and planes are
+ * filled in: that of an equal cluster, or in a record of its own, the first one at `position` of
+ * the file, which is then put, and marked in ret_is_new. Returns the position behind the last
+ * record. */
 uint64_t lr_entries_place(lr_seen *seen, const uint8_t *digests, uint64_t count,
 			  uint32_t pages_per_cluster, uint64_t position, void *entries,
 			  uint8_t *ret_is_new);

@@ -28,7 +28,7 @@ struct entry {
 	uint32_t payload_bytes;
 	uint32_t crc32c;
 	uint32_t kind;
-	uint32_t reserved;
+	uint32_t planes;
 };
 
 /* `next` is the way to overwrite when all are full: the oldest, because they are filled in turn. */
@@ -155,6 +155,7 @@ int lr_seen_find(const lr_seen *seen, const uint8_t *digest, struct lr_stored_cl
 			.payload_bytes = entry->payload_bytes,
 			.crc32c = entry->crc32c,
 			.kind = entry->kind,
+			.planes = entry->planes,
 		};
 	pthread_mutex_unlock(lock);
 	return entry != NULL;
@@ -174,5 +175,6 @@ void lr_seen_put(lr_seen *seen, const uint8_t *digest, const struct lr_stored_cl
 	entry->payload_bytes = stored->payload_bytes;
 	entry->crc32c = stored->crc32c;
 	entry->kind = stored->kind;
+	entry->planes = stored->planes;
 	pthread_mutex_unlock(&seen->lock);
 }

@@ -50,6 +50,8 @@ class Assembler:
         self._cluster_size = cluster_size
         self._digest = ContentDigest(page_size, cluster_size)
         self._tree = TreeBuilder(cluster_size // page_size, self._write_node)
+        self._planes = 0  # in the region that is being written
+        self._has_planes = False
         self.tallies = Tallies()
 
     def write_header(self, identity: tuple[bytes, str, str], source: str) -> None:
@@ -99,6 +101,8 @@ class Assembler:
     def end_region(self, region: Region) -> None:
         """All clusters of the region were written."""
         self._digest.end_region(region)
+        region.planes, self._planes = self._planes, 0
+        self._has_planes |= bool(region.planes)
 
     def finish(self, regions: list[Region], files: Mapping[str, bytes]) -> bytes:
         """What stands behind the clusters; the content digest. The file is not yet committed."""
@@ -128,6 +132,7 @@ class Assembler:
             metadata_bytes=len(metadata),
             metadata_crc32c=crc32c(metadata),
             header_crc32c=self._header_crc32c,
+            critical=fmt.FEATURE_PLANES if self._has_planes else 0,
             **files_fields,
         )
         self._file.append(footer.record(crc32c(footer.pack())))
@@ -154,6 +159,9 @@ class Assembler:
         else:
             self._digest.add_clusters(block.entries, block.digests)
         self._tree.append_entries(block.entries, kinds)
+        if not self._planes:
+            widths = block.entries[fmt.ENTRY_PLANES_AT :: fmt.entry_bytes(pages)]
+            self._planes = next(filter(None, widths), 0)
 
     def _write_record(self, key: str, payload: bytes | memoryview) -> int:
         """Append a record; the offset of its payload."""
@@ -192,6 +200,8 @@ class Assembler:
                 name_bytes=len(region.name),
                 protection=region.info.protection,
                 flags=fmt.REGION_SHARED if region.info.shared else 0,
+                filter=fmt.FILTER_PLANES if region.planes else fmt.FILTER_NONE,
+                planes=region.planes,
             ).pack()
             names += region.name
         tallies = self.tallies

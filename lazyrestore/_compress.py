@@ -38,7 +38,9 @@ _SLAB_BYTES = 4 << 20
 SEEN_BYTES = 64 << 20
 NO_DATA_DIGEST = blake3_digest(b"")
 _UNIFORM = (CLUSTER_HOLE, CLUSTER_ZERO)
-_PLACE = struct.Struct("<IIB")  # of a leaf entry, behind the offset: length, CRC32C, kind
+_PLACE = struct.Struct("<IIBB")  # of a leaf entry, behind the offset: length, CRC32C, kind, planes
+_SAMPLE_BYTES = 32 << 10  # of a job, that are compressed both ways
+_PLANES_PAY = 0.99  # planes that do not make clusters so much smaller are not worth joining
 
 
 @dataclasses.dataclass(slots=True)
@@ -68,6 +70,8 @@ class Job:
     Attributes:
         view: its bytes; nobody changes them until `release`.
         buffer: that of the pool where they are, if they are in one.
+        width: bytes of its numbers if byte planes are to be tried, else 0.
+        planes: the width that is used, once a sample has been looked at.
         holes: byte ranges that are holes, ascending, not adjacent; the bytes there are zero.
         first_cluster: its number in the image.
         results: in address order; complete when `wait` has returned.
@@ -79,9 +83,12 @@ class Job:
         first_cluster: int,
         holes: list[tuple[int, int]],
         buffer: memoryview | None = None,
+        width: int = 0,
     ) -> None:
         self.view = view
         self.buffer = buffer
+        self.width = width
+        self.planes: int | None = None if width else 0
         self.nbytes = len(view)
         self.holes = holes
         self.first_cluster = first_cluster
@@ -186,6 +193,7 @@ class Worker:
         self._entry_bytes = entry_bytes(self._pages)
         self._seen = seen
         self._compressor = _compressor(level, cluster_size)
+        self._split = bytearray()  # a cluster's bytes in planes
         self._scratch = bytearray()  # for data pages, of clusters that have others too
 
     def process(self, job: Job, stopping: threading.Event) -> None:
@@ -215,7 +223,7 @@ class Worker:
                     [None] * (at - start),
                 )
                 pieces = self._gather(job, memory, states, block, start)
-                self._compress_new(block, pieces, stopping)
+                self._compress_new(job, block, pieces, stopping)
                 if states[-1] == PAGE_DATA and at == count:
                     block.data_bytes[-1] -= -job.nbytes % self._page_size
                 job.results.append(block)
@@ -286,26 +294,64 @@ class Worker:
         return pieces
 
     def _compress_new(
-        self, block: Block, pieces: list[memoryview], stopping: threading.Event
+        self, job: Job, block: Block, pieces: list[memoryview], stopping: threading.Event
     ) -> None:
         """Fill in the records of what was not stored before, and what entries say of them."""
         self._seen.find(block, self._pages)
-        for number, piece in enumerate(pieces):
-            at = number * self._entry_bytes
-            if not piece or any(block.entries[at : at + 8]):  # no data, or it has a place
-                continue
+        new = [
+            number
+            for number, piece in enumerate(pieces)
+            if piece and not any(block.entries[(at := number * self._entry_bytes) : at + 8])
+        ]
+        if job.planes is None and new:
+            job.planes = self._choose(job.width, [pieces[number] for number in new])
+        for number in new:
             if stopping.is_set():
                 raise InterruptedError("the dump was given up")
-            kind, payload = self._compress(piece)
+            kind, planes, payload = self._compress(pieces[number], job.planes or 0)
             crc32c = lib.lr_crc32c(0, ffi.from_buffer(payload), len(payload))
-            _PLACE.pack_into(block.entries, at + 8, len(payload), crc32c, kind)
+            at = number * self._entry_bytes
+            _PLACE.pack_into(block.entries, at + 8, len(payload), crc32c, kind, planes)
             block.records[number] = record_head("cluster", len(payload)), payload
 
-    def _compress(self, data: memoryview) -> tuple[int, bytes | memoryview]:
-        payload = self._compressor.compress(data)
+    def _choose(self, width: int, pieces: list[memoryview]) -> int:
+        """The width, if byte planes make a sample of these clusters smaller; else 0."""
+        each = min(_SAMPLE_BYTES, self._cluster_size)
+        stride = max(1, len(pieces) * each // _SAMPLE_BYTES)
+        plain = planes = 0
+        for piece in pieces[stride // 2 :: stride]:
+            with piece[:each] as sample:
+                plain += min(len(sample), len(self._compressor.compress(sample)))
+                planes += min(len(sample), len(self._compress_planes(sample, width)))
+        return width if planes < plain * _PLANES_PAY else 0
+
+    def _compress(self, data: memoryview, width: int) -> tuple[int, int, bytes | memoryview]:
+        """Kind, planes and payload."""
+        payload = self._compress_planes(data, width) if width else self._compressor.compress(data)
         if len(payload) < len(data):
-            return CLUSTER_ZSTD, payload
-        return CLUSTER_RAW, bytes(data) if data.obj is self._scratch else data
+            return CLUSTER_ZSTD, width, payload
+        return CLUSTER_RAW, 0, bytes(data) if data.obj is self._scratch else data
+
+    def _compress_planes(self, data: memoryview, width: int) -> bytes:
+        """One frame, in which each plane has blocks of its own.
+
+        So each has statistics of its own, and what cannot be compressed is stored as it is: in one
+        block with others it would be neither, and would take longer to decode.
+        """
+        if not self._split:
+            self._split = bytearray(self._cluster_size)
+        nbytes = len(data)
+        lib.lr_planes_split(ffi.from_buffer(data), nbytes, width, ffi.from_buffer(self._split))
+        stream = self._compressor.compressobj(size=nbytes)
+        parts = []
+        with memoryview(self._split) as planes:
+            for at in range(0, nbytes, nbytes // width):
+                if at:
+                    parts.append(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+                with planes[at : at + nbytes // width] as plane:
+                    parts.append(stream.compress(plane))
+        parts.append(stream.flush())
+        return b"".join(parts)
 
 
 def _compressor(level: int, cluster_size: int) -> zstandard.ZstdCompressor:

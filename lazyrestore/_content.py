@@ -116,6 +116,7 @@ class Region:
         self.first_cluster = first_cluster
         self.width = width  # of its numbers, if byte planes are to be tried
         self.length = 0  # until now
+        self.planes = 0  # of its first cluster that has any, when all are written
 
     def digest_end(self) -> bytes:
         """What the content digest has after the region's clusters."""

@@ -86,7 +86,8 @@ class Image:
                 raise ImageError(f"cannot open {self.path}: {message}") from None
             shared = bool(region.flags & 1)
             self._first_clusters.append(region.first_cluster)
-            yield RegionInfo(text, region.address, region.length, region.protection, shared)
+            place = region.address, region.length, region.protection
+            yield RegionInfo(text, *place, shared, region.planes)
 
     @property
     def info(self) -> ImageInfo:

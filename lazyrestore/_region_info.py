@@ -15,6 +15,8 @@ class RegionInfo:
         length: bytes.
         protection: 1 read, 2 write, 4 execute, added up.
         shared: True if the mapping was shared.
+        planes: bytes of the numbers (2, 4 or 8) that some of its clusters have as byte planes; 0:
+            none has.
     """
 
     name: str
@@ -22,3 +24,4 @@ class RegionInfo:
     length: int
     protection: int
     shared: bool = False
+    planes: int = 0

@@ -62,6 +62,7 @@ class _Cluster:
     data_pages: int = 0
     zero_pages: int = 0
     last_state: int = 0
+    planes: int = 0
     offset: int = 0
     nbytes: int = 0
     digest: bytes = b""
@@ -97,6 +98,8 @@ class _Check:
         self._digest = ContentDigest(self._page_size, self._cluster_size)
         self._is_whole = not frame.lost
         self._zero_bytes = self._hole_bytes = self._duplicate_bytes = 0
+        self._planes = 0  # of the region's first cluster that has any
+        self._has_planes = False
         self.damage: list[Damage] = []
         self.clusters = 0
         self.logical_bytes = 0
@@ -109,6 +112,7 @@ class _Check:
         metadata = self._metadata()
         for piece, clusters in map_in_order(self._look, self._pieces(), threads):
             if isinstance(piece, _End):
+                self._compare_planes(piece.region)
                 if metadata is not None:
                     self._end_region(piece.region, metadata[piece.region])
             elif isinstance(piece, _Run):
@@ -187,6 +191,7 @@ class _Check:
 
     def _take_cluster(self, region: int, found: _Cluster) -> None:
         nbytes = self._advance(region, found.number, 1)
+        self._planes = self._planes or found.planes
         if found.error:
             self._is_whole = False
             self._lose(found.number, found.number + 1, found.error)
@@ -220,6 +225,14 @@ class _Check:
             self._zero_bytes += nbytes
         else:
             self._hole_bytes += nbytes
+
+    def _compare_planes(self, number: int) -> None:
+        """What the region table says of byte planes; where clusters are lost, nothing is known."""
+        info, found = self._image.regions[number], self._planes
+        if self._is_whole and info.planes != found:
+            self._say(f"region {info.name!r} says {info.planes} for planes, its clusters {found}")
+        self._has_planes |= bool(self._planes)
+        self._planes = 0
 
     def _end_region(self, number: int, metadata: bytes) -> None:
         info = self._image.regions[number]
@@ -269,6 +282,8 @@ class _Check:
                 ("stored_clusters", root.stored_clusters, len(records)),
                 ("payload_bytes", root.payload_bytes, sum(records.lengths)),
             ]
+        if bool(self._frame.footer.critical & fmt.FEATURE_PLANES) != self._has_planes:
+            self._say("the footer and the clusters do not agree about byte planes")
         for name, said, counted in tallies:
             if said != counted:
                 self._say(f"the root says {said} for {name}, and {counted} were counted")
@@ -327,6 +342,7 @@ class _Reader:
             pages=info.pages,
             data_pages=info.data_pages,
             zero_pages=sum((word & _ZERO_BITS).bit_count() for word in info.states[0:words]),
+            planes=info.planes,
             offset=info.payload_offset,
             nbytes=info.payload_bytes,
         )

@@ -11,7 +11,9 @@ import struct
 from typing import ClassVar
 
 VERSION = 1
-CRITICAL_KNOWN = 0
+FEATURE_PLANES = 1
+"""A critical feature: clusters may have their bytes in planes."""
+CRITICAL_KNOWN = FEATURE_PLANES
 """Feature bits that a reader of this version knows."""
 FEATURE_FILES = 1
 """A compatible feature: the image has a record of files."""
@@ -30,6 +32,7 @@ NODE_FANOUT = 256
 REFERENCE_BYTES = 24
 ENTRY_HEAD_BYTES = 24
 ENTRY_KIND_AT = 16
+ENTRY_PLANES_AT = 17
 
 PAGE_SIZE_MIN = 4096
 PAGE_SIZE_MAX = 65536
@@ -77,7 +80,8 @@ DIGEST_FILES = 254
 _REFERENCE = struct.Struct("<QIIB7x")
 _NODE_HEAD = struct.Struct("<IIQ")
 _ROOT = struct.Struct("<IIIIQQQQQQQ24s32x")
-_REGION = struct.Struct("<QQQQIIIIBB46x")
+_ENTRY = struct.Struct("<QIIBB6x")
+_REGION = struct.Struct("<QQQQIIIIBBB45x")
 _FOOTER = struct.Struct("<IIIIQQ16s32sQQIIQIIII32xQIII8x")
 _U32 = struct.Struct("<I")
 
@@ -175,16 +179,18 @@ class LeafEntry:
     offset: int = 0
     nbytes: int = 0
     crc32c: int = 0
+    planes: int = 0
 
     def pack(self) -> bytes:
         """24 bytes and the states."""
-        return _REFERENCE.pack(self.offset, self.nbytes, self.crc32c, self.kind) + self.states
+        place = self.offset, self.nbytes, self.crc32c
+        return _ENTRY.pack(*place, self.kind, self.planes) + self.states
 
     @classmethod
     def unpack(cls, data: bytes) -> LeafEntry:
         """From exactly one entry's bytes."""
-        offset, nbytes, crc32c, kind = _REFERENCE.unpack_from(data)
-        return cls(kind, bytes(data[ENTRY_HEAD_BYTES:]), offset, nbytes, crc32c)
+        offset, nbytes, crc32c, kind, planes = _ENTRY.unpack_from(data)
+        return cls(kind, bytes(data[ENTRY_HEAD_BYTES:]), offset, nbytes, crc32c, planes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -274,6 +280,7 @@ class RegionEntry:
     flags: int = 0
     codec: int = CODEC_ZSTD
     filter: int = FILTER_NONE
+    planes: int = 0
 
     def pack(self) -> bytes:
         """96 bytes."""
@@ -288,6 +295,7 @@ class RegionEntry:
             self.flags,
             self.codec,
             self.filter,
+            self.planes,
         )
 
     @classmethod
@@ -406,4 +414,4 @@ class Footer:
 assert _ROOT.size == ROOT_BYTES
 assert _REGION.size == REGION_BYTES
 assert _FOOTER.size == FOOTER_BYTES - 4
-assert _REFERENCE.size == REFERENCE_BYTES
+assert _REFERENCE.size == _ENTRY.size == REFERENCE_BYTES

@@ -405,7 +405,7 @@ class ImageWriter:
         holes: list[tuple[int, int]] | None = None,
         buffer: memoryview | None = None,
     ) -> None:
-        job = Job(view, self._next_cluster, holes or [], buffer)
+        job = Job(view, self._next_cluster, holes or [], buffer, self._regions[-1].width)
         self._next_cluster += -(-job.nbytes // self.cluster_size)
         self._enqueue(job)
 
@@ -475,7 +475,8 @@ class ImageWriter:
             data_bytes=self._logical_bytes - tallies.zero_bytes - tallies.hole_bytes,
             duplicate_bytes=tallies.duplicate_bytes,
             regions=tuple(
-                dataclasses.replace(region.info, length=region.length) for region in self._regions
+                dataclasses.replace(region.info, length=region.length, planes=region.planes)
+                for region in self._regions
             ),
             digest=digest.hex(),
             seconds=time.perf_counter() - self._start,

@@ -19,7 +19,7 @@ from lazyrestore._native import error_name, ffi, lib, new_problem
 CLUSTERS_MAX = 20_000
 
 PINNED = {
-    "version and features": "bits in `compatible` may be ignored by readers",
+    "features": "bits in `compatible` may be ignored by readers",
     "header's features": "the same; those that count stand in the footer",
     "a plain frame": "a frame with a checksum of its own, or a dictionary's id, decodes all right",
     "a uniform node is not written": "it only wastes space",
@@ -142,6 +142,8 @@ def _compare(path: Path, core: _Core, decoded: Decoded) -> None:
             (region.name, region.address, region.length, region.protection, bool(region.flags))
             for region in decoded.regions.values()
         ]
+        planes = [region.planes for region in decoded.regions.values()]
+        assert [region.planes for region in image.regions] == planes
         assert image.all_metadata() == [region.metadata for region in decoded.regions.values()]
         assert image.files == decoded.files
         info = image.info

@@ -78,6 +78,7 @@ class Entry:
     words: bytes = b""
     payload: bytes = b""
     offset: int = 0
+    planes: int = 0
 
 
 @dataclasses.dataclass
@@ -89,6 +90,7 @@ class RegionRecord:
     cluster_count: int
     protection: int
     flags: int
+    planes: int
     metadata: dict
     packed_metadata: bytes
 
@@ -107,6 +109,7 @@ class Decoded:
         self._read_header()
         self._read_root()
         self.entries = list(self._tree())
+        self._check_planes()
         self._check_records()
         self._check_tallies()
         self._check_digest()
@@ -149,7 +152,7 @@ class Decoded:
             self.page_size,
             self.cluster_size,
             header_bytes,
-            critical,
+            self.critical,
             compatible,
             self.id,
             self.digest,
@@ -172,8 +175,8 @@ class Decoded:
         ) = struct.unpack("<IIIIQQ16s32sQQIIQIIII32sQIII8sI", footer)
         need(footer_crc == self._crc(footer[:188]), "footer checksum")
         need(not reserved and not any(reserved_parent + reserved_too), "footer reserved")
-        need((self.version, critical) == (1, 0), "version and features")
-        need(compatible in (0, 1), "version and features")
+        need(self.version == 1, "version")
+        need(self.critical in (0, 1) and compatible in (0, 1), "features")
         need(compatible == self.has_files, "a record of files, or none")
         need(file_bytes == len(self.data), "length of the file")
         need(header_bytes == self.records[0].end, "length of the header")
@@ -266,9 +269,11 @@ class Decoded:
                 flags,
                 codec,
                 filter_,
+                planes,
                 reserved_too,
-            ) = struct.unpack("<QQQQIIIIBB46s", self.root[at : at + 96])
-            need(codec == 1 and filter_ == 0 and not any(reserved_too), "region reserved")
+            ) = struct.unpack("<QQQQIIIIBBB45s", self.root[at : at + 96])
+            need(codec == 1 and not any(reserved_too), "region reserved")
+            need((filter_, planes) in ((0, 0), (1, 2), (1, 4), (1, 8)), "filter and planes")
             need(protection <= 7 and flags <= 1, "protection and flags")
             need(first_cluster == cluster, "regions follow one another")
             need(cluster_count == -(-length // self.cluster_size), "clusters of a region")
@@ -285,6 +290,7 @@ class Decoded:
                 cluster_count,
                 protection,
                 flags,
+                planes,
                 metadata,
                 packed_maps[number],
             )
@@ -352,13 +358,14 @@ class Decoded:
         need(kinds not in ({0}, {1}), "a uniform node is not written")
 
     def _leaf(self, entry: bytes, cluster: int) -> Entry:
-        offset, nbytes, crc, kind, reserved = struct.unpack("<QIIB7s", entry[:24])
+        offset, nbytes, crc, kind, planes, reserved = struct.unpack("<QIIBB6s", entry[:24])
         words = entry[24:]
         bits = int.from_bytes(words, "little")
         states = bytes(bits >> 2 * page & 3 for page in range(len(words) * 4))
         pages = self._pages(cluster)
         need(not any(reserved) and not any(states[pages:]), "entry reserved")
         states = states[:pages]
+        need(planes in (0, 2, 4, 8) and (kind == 2 or not planes), "planes")
         need(set(states) <= {0, 1, 2}, "page states")
         data_pages = states.count(2)
         if data_pages == 0:
@@ -378,11 +385,15 @@ class Decoded:
             need(parameters.content_size == size, "the frame states its size")
             need(not parameters.has_checksum and not parameters.dict_id, "a plain frame")
             data = zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
+            if planes:
+                count = len(data) // planes
+                rows = [data[row * count : (row + 1) * count] for row in range(planes)]
+                data = bytes(itertools.chain.from_iterable(zip(*rows, strict=True)))
         else:
             need(kind == 3, "kind of a cluster with data")
             data = payload
         need(len(data) == size, "length of the data pages")
-        return Entry(cluster, 1, kind, states, words, data, offset)
+        return Entry(cluster, 1, kind, states, words, data, offset, planes)
 
     def _region_of(self, cluster: int) -> RegionRecord:
         for region in self.regions.values():
@@ -396,6 +407,12 @@ class Decoded:
         return -(-min(self.cluster_size, region.length - start) // self.page_size)
 
     # ---- What must be true of it all ----
+
+    def _check_planes(self) -> None:
+        need(self.critical == any(entry.planes for entry in self.entries), "feature of planes")
+        for region in self.regions.values():
+            widths = [entry.planes for entry in self._pieces(region) if entry.planes]
+            need(region.planes == next(iter(widths), 0), "planes of a region")
 
     def _check_records(self) -> None:
         used = {entry.offset for entry in self.entries if entry.offset}

@@ -50,9 +50,9 @@ _ROOT_FIELDS = """region_count 0 4, names_bytes 4 4, tree_height 8 4, reserved 1
  payload_bytes 56 8, stored_clusters 64 8, reserved_end 96 8"""
 _REGION_FIELDS = """address 0 8, length 8 8, first_cluster 16 8, cluster_count 24 8,
  name_offset 32 4, name_bytes 36 4, protection 40 4, flags 44 4,
- codec 48 1, filter 49 1, reserved 50 8"""
+ codec 48 1, filter 49 1, planes 50 1, reserved 51 8"""
 _NODE_FIELDS = "level 0 4, count 4 4, first_cluster 8 8"
-_ENTRY_FIELDS = "offset 0 8, bytes 8 4, crc 12 4, kind 16 1, reserved 17 1"
+_ENTRY_FIELDS = "offset 0 8, bytes 8 4, crc 12 4, kind 16 1, planes 17 1, reserved 18 1"
 
 
 def _table(structure: str, text: str, base: int) -> Iterator[Field]:

@@ -143,7 +143,7 @@ static uint64_t append(struct image *image, const char *key, const void *payload
 	return image->bytes - bytes;
 }
 
-static const struct image_region *region_of(const struct image *image, uint64_t cluster)
+static struct image_region *region_of(struct image *image, uint64_t cluster)
 {
 	for (uint32_t i = 0; i < image->region_count; i++)
 		if (cluster - image->regions[i].first_cluster < image->regions[i].clusters)
@@ -152,17 +152,44 @@ static const struct image_region *region_of(const struct image *image, uint64_t 
 	return NULL;
 }
 
-/* Write a cluster's record and fill its leaf entry. */
+/* Compress a cluster's data pages, write its record, and say in its leaf entry where that is. */
+static void store_cluster(struct image *image, uint8_t *data, uint64_t bytes, uint32_t width,
+			  uint8_t *entry)
+{
+	uint8_t *plain = malloc(bytes), *frame = malloc(2ull * image->cluster_size);
+	uint64_t frame_bytes;
+
+	if (!plain || !frame)
+		die("out of memory");
+	memcpy(plain, data, bytes);
+	for (uint64_t i = 0; i < bytes && width; i++)
+		data[i % width * (bytes / width) + i / width] = plain[i];
+	frame_bytes = compress(frame, 2ull * image->cluster_size, data, bytes);
+	bool raw = frame_bytes >= bytes;
+	uint32_t stored = (uint32_t)(raw ? bytes : frame_bytes);
+
+	image_put(entry + LR_ENTRY_OFFSET, append(image, "cluster", raw ? plain : frame, stored),
+		  8);
+	image_put(entry + LR_ENTRY_SIZE, stored, 4);
+	image_put(entry + LR_ENTRY_CRC, lr_crc32c(0, raw ? plain : frame, stored), 4);
+	entry[LR_ENTRY_KIND] = raw ? LR_CLUSTER_RAW : LR_CLUSTER_ZSTD;
+	entry[LR_ENTRY_PLANES] = (uint8_t)(raw ? 0 : width);
+	free(plain);
+	free(frame);
+}
+
+/* Write a cluster's record, if it has data, and fill its leaf entry. */
 static void build_cluster(struct image *image, uint64_t cluster, uint8_t *entry)
 {
-	const struct image_region *region = region_of(image, cluster);
-	uint32_t page_size = image->page_size, per_cluster = image->cluster_size / page_size;
+	struct image_region *region = region_of(image, cluster);
+	uint32_t width = 0, page_size = image->page_size,
+		 per_cluster = image->cluster_size / page_size;
 	uint64_t first = (cluster - region->first_cluster) * per_cluster;
 	uint64_t pages = region->length / page_size + (region->length % page_size != 0) - first;
-	uint8_t *data = malloc(image->cluster_size), *frame = malloc(2ull * image->cluster_size);
-	uint64_t zeros = 0, data_bytes = 0, frame_bytes;
+	uint8_t *data = calloc(1, image->cluster_size);
+	uint64_t zeros = 0, data_bytes = 0;
 
-	if (!data || !frame)
+	if (!data)
 		die("out of memory");
 	if (pages > per_cluster)
 		pages = per_cluster;
@@ -174,6 +201,10 @@ static void build_cluster(struct image *image, uint64_t cluster, uint8_t *entry)
 		entry[LR_ENTRY_STATES + page / 4] |= (uint8_t)(state << (2 * (page % 4)));
 		zeros += state == LR_PAGE_ZERO;
 		if (state == LR_PAGE_DATA) {
+			char letter = region->pattern[(first + page) % strlen(region->pattern)];
+
+			if (width == 0 && letter >= '2' && letter <= '8')
+				width = (uint32_t)(letter - '0');
 			memcpy(data + data_bytes, region->bytes + (first + page) * page_size,
 			       page_size);
 			data_bytes += page_size;
@@ -184,18 +215,11 @@ static void build_cluster(struct image *image, uint64_t cluster, uint8_t *entry)
 				       : zeros == pages ? LR_CLUSTER_ZERO
 							: LR_CLUSTER_MIXED;
 	} else {
-		frame_bytes = compress(frame, 2ull * image->cluster_size, data, data_bytes);
-		bool raw = frame_bytes >= data_bytes;
-		uint32_t stored = (uint32_t)(raw ? data_bytes : frame_bytes);
-
-		image_put(entry + LR_ENTRY_OFFSET,
-			  append(image, "cluster", raw ? data : frame, stored), 8);
-		image_put(entry + LR_ENTRY_SIZE, stored, 4);
-		image_put(entry + LR_ENTRY_CRC, lr_crc32c(0, raw ? data : frame, stored), 4);
-		entry[LR_ENTRY_KIND] = raw ? LR_CLUSTER_RAW : LR_CLUSTER_ZSTD;
+		store_cluster(image, data, data_bytes, width, entry);
+		if (region->planes == 0)
+			region->planes = entry[LR_ENTRY_PLANES];
 	}
 	free(data);
-	free(frame);
 }
 
 /* LR_REF_HOLE or LR_REF_ZERO where all clusters of a span are that, and LR_REF_NODE otherwise. */
@@ -296,6 +320,8 @@ static void build_root(struct image *image)
 		image_put(to + LR_REGION_NAME_BYTES, name_bytes, 4);
 		image_put(to + LR_REGION_PROTECTION, 3, 4);
 		to[LR_REGION_CODEC] = LR_REGION_CODEC_ZSTD;
+		to[LR_REGION_FILTER] = region->planes ? LR_REGION_FILTER_PLANES : 0;
+		to[LR_REGION_PLANES] = (uint8_t)region->planes;
 		memcpy(name, region->name, name_bytes);
 		name += name_bytes;
 		logical += region->length;
@@ -331,6 +357,9 @@ void image_build(struct image *image)
 	image_put(footer + LR_FOOTER_VERSION, 1, 4);
 	image_put(footer + LR_FOOTER_PAGE_SIZE, image->page_size, 4);
 	image_put(footer + LR_FOOTER_CLUSTER_SIZE, image->cluster_size, 4);
+	for (uint32_t i = 0; i < image->region_count; i++)
+		if (image->regions[i].planes)
+			image_put(footer + LR_FOOTER_CRITICAL, LR_FORMAT_PLANES, 8);
 	image_put(footer + LR_FOOTER_HEADER_BYTES, sizeof(header) - 1, 4);
 	image_put(footer + LR_FOOTER_FILE_BYTES, image->bytes, 8);
 	image_put(footer + LR_FOOTER_ROOT_OFFSET, image->root_offset, 8);

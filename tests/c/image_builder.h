@@ -3,7 +3,8 @@
  * down here a second time, independently of csrc/ and of the Python writer.
  *
  * A region's pages follow a pattern of letters, repeated: d data that compresses, r data that does
- * not, z zero, h hole. A region of one letter z or h may be of any length: it costs nothing.
+ * not, z zero, h hole. A region of one letter z or h may be of any length: it costs nothing. A page
+ * of a digit, 2, 4 or 8, is one of d, and has its cluster stored as byte planes of that width.
  *
  * Not part of the harness: what goes wrong here ends the process with a message.
  */
@@ -23,6 +24,7 @@ struct image_region {
 	uint64_t length;
 	uint64_t first_cluster;
 	uint64_t clusters;
+	uint32_t planes; /* of its first cluster that has any */
 	uint8_t *bytes;  /* what must be restored: whole pages; NULL where all is zero */
 	uint8_t *states; /* a byte a page; NULL where all are alike */
 };

@@ -115,6 +115,7 @@ static void equal_clusters_share_a_record(void)
 	memcpy(digests + 2 * 32, digests, 32); /* the third is like the first */
 	for (unsigned i = 0; i < 4; i++)
 		make_new(entries + i * STRIDE, 100 + i, i);
+	entries[LR_ENTRY_PLANES] = 4;
 	memset(entries + 3 * STRIDE, 0, STRIDE); /* the last has no data */
 	entries[3 * STRIDE + LR_ENTRY_KIND] = LR_CLUSTER_MIXED;
 	CHECK_EQ(lr_entries_find(seen, digests, 4, PAGES, entries), 0);
@@ -124,9 +125,11 @@ static void equal_clusters_share_a_record(void)
 	CHECK_MEM(is_new, expected, 4);
 	CHECK_MEM(entries + 2 * STRIDE, entries, LR_ENTRY_STATES);
 	CHECK_EQ(get(entries + 3 * STRIDE + LR_ENTRY_OFFSET, 8), 0);
+	CHECK_EQ(entries[2 * STRIDE + LR_ENTRY_PLANES], 4);
 
 	make_new(later, 0, 0);
 	make_new(later + STRIDE, 0, 0);
+	later[LR_ENTRY_PLANES] = 2; /* of another way to store it, which is not used */
 	CHECK_EQ(lr_entries_find(seen, digests, 2, PAGES, later), 2);
 	CHECK_MEM(later, entries, 2 * STRIDE);
 	/* What was found stays, and nothing is written for it. */

@@ -8,7 +8,7 @@ static void all_sizes_of_clusters(void)
 		uint32_t page, cluster;
 	} sizes[] = {
 		{4096, 4096}, {4096, 65536}, {65536, 65536}, {16384, 1u << 20}, {4096, 2u << 20}};
-	static const char *const patterns[] = {"d", "hrzzdddhz", "zh"};
+	static const char *const patterns[] = {"d", "hrzzdd4hz", "zh"};
 	static const uint64_t lengths[] = {1, 4 * HUGE, 3 * HUGE + 300001};
 
 	for (int i = 0; i < 5; i++)

@@ -24,7 +24,7 @@ static void everything_comes(void)
 
 	for (int i = 0; i < 3; i++) {
 		struct setting *set =
-			huge_set_up(4096, cluster_sizes[i], 6 * HUGE + 70001, "hrzzdddhz");
+			huge_set_up(4096, cluster_sizes[i], 6 * HUGE + 70001, "hrzz8ddhz");
 
 		fill(set, NULL, LR_OK);
 		CHECK_EQ(there(set), 7);

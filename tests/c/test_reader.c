@@ -34,7 +34,8 @@ static void reads_any_part(void)
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
 		uint64_t random = i;
 
-		image_make(&image, sizes[i][0], sizes[i][1], LENGTH, "drzhzzzzzzzzzzzzzzzzzzzr");
+		image_make(&image, sizes[i][0], sizes[i][1], LENGTH,
+			   i % 2 ? "drzh2zzzzzzzzzzzzzzzzzzr" : "drzhzzzzzzzzzzzzzzz8zzzr");
 		set_up();
 		for (int round = 0; round < 500; round++) {
 			uint64_t offset = image_random(&random) % (LENGTH + 1);

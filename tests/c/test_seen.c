@@ -23,6 +23,7 @@ static struct lr_stored_cluster make_place(uint64_t number)
 		.payload_bytes = (uint32_t)(number * 3),
 		.crc32c = (uint32_t)(number * 7),
 		.kind = 2 + (uint32_t)(number % 2),
+		.planes = (uint32_t)(number % 9),
 	};
 }
 
@@ -47,6 +48,7 @@ static int find(const lr_seen *seen, uint64_t number)
 	CHECK_EQ(found.payload_bytes, expected.payload_bytes);
 	CHECK_EQ(found.crc32c, expected.crc32c);
 	CHECK_EQ(found.kind, expected.kind);
+	CHECK_EQ(found.planes, expected.planes);
 	return 1;
 }
 

@@ -23,6 +23,7 @@ def test_json() -> None:
         "length": 12345,
         "protection": 3,
         "shared": False,
+        "planes": 0,
         "metadata": {"array": {"dtype": "|u1", "shape": [12345], "order": "C"}},
     }
     assert regions["libc.so"]["metadata"] == {"path": "/usr/lib/libc.so.6", "offset": 0x26000}

@@ -123,7 +123,7 @@ static const struct field region_fields[] = {
 	{LR_REGION_ADDRESS, 8},       {LR_REGION_LENGTH, 8},      {LR_REGION_FIRST_CLUSTER, 8},
 	{LR_REGION_CLUSTER_COUNT, 8}, {LR_REGION_NAME_OFFSET, 4}, {LR_REGION_NAME_BYTES, 4},
 	{LR_REGION_PROTECTION, 4},    {LR_REGION_FLAGS, 4},       {LR_REGION_CODEC, 1},
-	{LR_REGION_FILTER, 1},        {LR_REGION_RESERVED, 8},
+	{LR_REGION_FILTER, 1},        {LR_REGION_PLANES, 1},      {LR_REGION_RESERVED, 8},
 };
 static const struct field node_fields[] = {
 	{LR_NODE_LEVEL, 4},
@@ -132,8 +132,15 @@ static const struct field node_fields[] = {
 };
 /* The last two are not there in a reference: the next one's. */
 static const struct field entry_fields[] = {
-	{LR_ENTRY_OFFSET, 8}, {LR_ENTRY_SIZE, 4},     {LR_ENTRY_CRC, 4}, {LR_ENTRY_KIND, 1},
-	{LR_ENTRY_KIND, 1},   {LR_ENTRY_RESERVED, 7}, {24, 8},           {24, 1},
+	{LR_ENTRY_OFFSET, 8},
+	{LR_ENTRY_SIZE, 4},
+	{LR_ENTRY_CRC, 4},
+	{LR_ENTRY_KIND, 1},
+	{LR_ENTRY_KIND, 1},
+	{LR_ENTRY_PLANES, 1},
+	{LR_ENTRY_RESERVED, 6},
+	{24, 8},
+	{24, 1},
 };
 #define COUNT(fields) (sizeof(fields) / sizeof((fields)[0]))
 

@@ -63,7 +63,7 @@ def test_compatible_features_are_for_readers_to_ignore(tmp_path: Path) -> None:
     """Pinned: where the decoder is the stricter one on purpose"""
     verdicts = judge(changed(tmp_path, "mixed", footer__compatible=4))
     assert (verdicts.core, verdicts.verify) == (None, None)
-    assert verdicts.decoder == "version and features"
+    assert verdicts.decoder == "features"
     assert verdicts.decoder in PINNED
 
 

@@ -100,6 +100,10 @@ def c_constants() -> dict[str, int]:
         ("METADATA_BYTES_MAX", "LR_METADATA_BYTES_MAX"),
         ("FILES_BYTES_MAX", "LR_FILES_BYTES_MAX"),
         ("FEATURE_FILES", "LR_FORMAT_FILES"),
+        ("FEATURE_PLANES", "LR_FORMAT_PLANES"),
+        ("FILTER_PLANES", "LR_REGION_FILTER_PLANES"),
+        ("ENTRY_KIND_AT", "LR_ENTRY_KIND"),
+        ("ENTRY_PLANES_AT", "LR_ENTRY_PLANES"),
     ],
 )
 def test_constants_are_the_same_in_c(python_name, c_name):
@@ -147,16 +151,16 @@ FIELDS = {
         ],
     ),
     "LR_REGION_": (
-        fmt.RegionEntry(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
+        fmt.RegionEntry(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
         [
             *("ADDRESS", "LENGTH", "FIRST_CLUSTER", "CLUSTER_COUNT", "NAME_OFFSET", "NAME_BYTES"),
-            *("PROTECTION", "FLAGS", "CODEC", "FILTER"),
+            *("PROTECTION", "FLAGS", "CODEC", "FILTER", "PLANES"),
         ],
     ),
     "LR_NODE_": (fmt.NodeHead(1, 2, 3), ["LEVEL", "COUNT", "FIRST_CLUSTER"]),
     "LR_ENTRY_": (
-        fmt.LeafEntry(4, bytes([5]) * 8, 1, 2, 3),
-        ["OFFSET", "SIZE", "CRC", "KIND", "STATES"],
+        fmt.LeafEntry(4, bytes([6]) * 8, 1, 2, 3, 5),
+        ["OFFSET", "SIZE", "CRC", "KIND", "PLANES", "STATES"],
     ),
 }
 
@@ -178,10 +182,10 @@ def test_fields_lie_where_c_has_them(prefix):
     "structure",
     [
         fmt.Reference(2, 1 << 40, 123, 0xFFFFFFFF),
-        fmt.LeafEntry(2, bytes(range(16)), 1 << 40, 123, 456),
+        fmt.LeafEntry(2, bytes(range(16)), 1 << 40, 123, 456, 8),
         fmt.NodeHead(3, 256, 1 << 50),
         fmt.Root(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, fmt.Reference(2, 11, 12, 13)),
-        fmt.RegionEntry(1 << 63, 2, 3, 4, 5, 6, 7, 1, 1, 0),
+        fmt.RegionEntry(1 << 63, 2, 3, 4, 5, 6, 7, 1, 1, 1, 4),
         fmt.Footer(1, 2, 3, b"i" * 16, b"d" * 32, *range(8), 1, 6, 7, 8, 9, 10, 11),
     ],
 )
@@ -309,6 +313,33 @@ def test_the_script_makes_the_same_images_again(tmp_path):
         assert kept.digest == made.digest
 
 
+def test_the_golden_image_of_planes_has_them():
+    decoded = Decoded((FIXTURES / "planes.lzr").read_bytes())
+    assert decoded.critical == fmt.FEATURE_PLANES
+    widths = {name: region.planes for name, region in decoded.regions.items()}
+    assert widths == {
+        "four": 4,
+        "copy": 4,
+        "two": 2,
+        "eight": 8,
+        "noise": 0,
+        "text": 0,
+        "nothing": 0,
+    }
+    kinds = [(entry.kind, entry.planes, entry.offset) for entry in decoded.entries]
+    assert [kind[:2] for kind in kinds[:6]] == [(2, 4)] * 5 + [(2, 0)]
+    assert kinds[4] == kinds[0]  # the copy's first cluster is the other region's
+    with lazyrestore.open(FIXTURES / "planes.lzr") as image:
+        assert {region.name: region.planes for region in image.regions} == widths
+
+
+@pytest.mark.parametrize("name", sorted(set(GOLDENS) - {"planes"}))
+def test_images_without_planes_ask_nothing_new_of_a_reader(name):
+    decoded = Decoded((FIXTURES / f"{name}.lzr").read_bytes())
+    assert decoded.critical == 0
+    assert {region.planes for region in decoded.regions.values()} <= {0}
+
+
 # ---- Broken images -------------------------------------------------------------------------------
 
 
@@ -352,6 +383,17 @@ def test_the_draft_of_the_broken_images_is_sound(tmp_path):
     code, image = open_code(path)
     assert code == 0
     assert cluster_codes(image, 7) == [0] * 7
+
+
+def test_the_draft_with_planes_is_sound(tmp_path):
+    data = script.in_planes(script.put(script.REGION + 49, "BB", 1, 4))
+    path = tmp_path / "draft.lzr"
+    path.write_bytes(data)
+    plain = Decoded(script.Draft().build())
+    assert Decoded(data).content("memory") == plain.content("memory")
+    with lazyrestore.open(path) as image:
+        assert image.read("memory") == plain.content("memory")
+        assert image.verify().damage == ()
 
 
 @pytest.mark.parametrize("name", EXPECTED["broken"])
