@@ -190,7 +190,7 @@ def write_much(path: Path, **options) -> None:
 def test_an_error_in_a_worker_reaches_the_caller(tmp_path, path, monkeypatch):
     from lazyrestore import _compress
 
-    def fail(self, data):
+    def fail(self, data, width):
         raise MemoryError("no more")
 
     monkeypatch.setattr(_compress.Worker, "_compress", fail)
