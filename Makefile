@@ -13,7 +13,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help test demo core install-core lint format native fuzz sanitize soak kernel-matrix bench bench-quick \
-	bench-doc bench-tools wheel try-wheel criu criu-if-any check-python check-c check-sanitizers clean
+	bench-doc bench-tools docs wheel try-wheel criu criu-if-any check-python check-c check-sanitizers clean
 # Two of these would be two pips in one venv.
 .NOTPARALLEL:
 
@@ -40,6 +40,7 @@ stamp := $(venv)/installed
 dev := $(venv)/installed-dev
 wheel_tools := build/wheel-tools
 wheel_stamp := $(wheel_tools)/installed
+docs_venv := build/docs-venv
 core := $(MAKE) --no-print-directory -C csrc -j$(JOBS)
 c_files = $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/stress/*.[ch] \
 	tests/guests/*.[ch] tests/processes/*.[ch] examples/*.[ch] examples/*/*.[ch] benchmarks/*.[ch])
@@ -59,6 +60,7 @@ help:
 	@echo "make bench-doc     docs/performance.md from what the last make bench measured"
 	@echo "make wheel    an sdist, and from it wheels for x86-64 and aarch64, in dist/"
 	@echo "make try-wheel   install that wheel in a bare Debian 12, made for it, and use it there (root)"
+	@echo "make docs     the documentation as a site, in build/site"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make format   let ruff and clang-format write the files anew"
 	@echo "make native   build what the package needs in this tree, after a change in csrc/"
@@ -130,6 +132,17 @@ bench-quick: $(dev) native bench-tools criu-if-any
 
 bench-doc: $(dev) native
 	@$(bin)/python docs/make_performance.py --from build/bench
+
+# In a venv of its own, which needs nothing of this package: the reference is read from the sources.
+docs: | check-python
+	@mkdir -p build && [ -x $(docs_venv)/bin/pip ] || $(PYTHON) -m venv $(docs_venv)
+	@[ $(docs_venv)/installed -nt pyproject.toml ] || { $(PYTHON) -c 'import tomllib; print(*tomllib.load( \
+		open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		> $(docs_venv)/wanted && $(docs_venv)/bin/pip install --quiet --disable-pip-version-check \
+		-r $(docs_venv)/wanted && touch $(docs_venv)/installed; }
+	@NO_MKDOCS_2_WARNING=1 $(docs_venv)/bin/mkdocs build --strict
+	@$(docs_venv)/bin/python docs/site/check.py build/site
+	@echo "build/site/index.html"
 
 # Installed where that is allowed; without them some rows say that they were not measured.
 bench-tools:
