@@ -2,16 +2,18 @@
 
 A reference is the image's path and content digest, the arguments of `restore`, and a region's name.
 A process restores such an image once, for all references to it that it unpickles, in the way in
-which it was restored where they were pickled. It goes on until nothing holds a region of it.
+which it was restored where they were pickled. It goes on until nothing uses a region of it. Only
+what is started to do others' tasks, one after another, keeps it for the next task.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from _thread import RLock
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._open import Image
 from .errors import ImageError
@@ -35,8 +37,63 @@ _DEFAULTS: dict[str, object] = {
 }
 _SERVING = {"privilege", "on_error", "granularity", "fault_mode"}
 
-# By path, digest and arguments. A forked child goes on with what it inherits.
-_sessions: weakref.WeakValueDictionary[tuple[object, ...], Session] = weakref.WeakValueDictionary()
+# Of images that a worker process keeps, the last to be used: a task may have two, and memory is
+# what they cost.
+_KEPT_MAX = 2
+
+
+class _Shared:
+    """A session of this process, for all references to an image.
+
+    Attributes:
+        session: it.
+        mapped: names of regions that were mapped: each can be only once in a session.
+        keeps: it is a worker's: regions stay as long as the session. Otherwise a region holds the
+            session, and not it them: without users both are gone at once.
+    """
+
+    def __init__(self, session: Session, keeps: bool) -> None:
+        self.session = session
+        self.mapped = set(session._regions)
+        self.keeps = keeps
+        if session._make is not None and not keeps:
+            session._regions = weakref.WeakValueDictionary()
+
+    def find(self, name: str) -> Region | PlacedRegion | None:
+        """The region; None where it was mapped and is closed, or its last user has just gone."""
+        with MAPPING:
+            region = self.session._regions.get(name)
+            if region is None and name not in self.mapped:
+                region = self.session[name]
+                self.mapped.add(name)
+            if region is None or region.closed:
+                return None
+            if not self.keeps:
+                region._keeper = self
+            return region
+
+
+class _Reference(NamedTuple):
+    """What stands in a pickle.
+
+    Attributes:
+        path: absolute.
+        digest: of the content, in hexadecimal.
+        arguments: of `restore`, those that are not the default.
+    """
+
+    path: str
+    digest: str
+    arguments: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (self.path, self.digest, *sorted(self.arguments.items()))
+
+
+# By the key of their references. A forked child goes on with what it inherits.
+_sessions: weakref.WeakValueDictionary[tuple[object, ...], _Shared] = weakref.WeakValueDictionary()
+_kept: list[_Shared] = []
 
 # While an image is restored for references to it. That may take its time, and so a fork does not
 # wait for it; a child in which nobody is left to let go of it has a new one.
@@ -66,8 +123,7 @@ def to_arrays(image: object, names: Sequence[str] | None, mode: str) -> tuple[An
     return _arrays, (*_identify(image), names, mode)
 
 
-def _identify(image: object) -> tuple[str, str, dict[str, object]]:
-    """Path, digest, and arguments of `restore` that are not what they are anyway."""
+def _identify(image: object) -> _Reference:
     if not isinstance(image, Image):
         raise TypeError(
             "a region that a service serves cannot be pickled: call lazyrestore.attach where it is"
@@ -85,27 +141,36 @@ def _identify(image: object) -> tuple[str, str, dict[str, object]]:
         path_of_it = getattr(working_set, "path", None)
         arguments["working_set"] = os.path.abspath(path_of_it) if path_of_it else None
     told = {key: value for key, value in arguments.items() if value != _DEFAULTS[key]}
-    return path, image.digest, told
+    return _Reference(path, image.digest, told)
 
 
-def _restored(path: str, digest: str, arguments: dict[str, Any]) -> Session:
+def _restored(reference: _Reference, instead_of: _Shared | None = None) -> _Shared:
     """The session that all references to an image share in this process.
 
     Raises:
         ImageError: the image has changed.
     """
-    key = (path, digest, *sorted(arguments.items()))
     with _lock:
-        session = _sessions.get(key)
-        if session is None:
-            session = _sessions[key] = _restore(path, digest, arguments)
-        return session
+        shared = _sessions.get(reference.key)
+        if shared is None or shared is instead_of:
+            shared = _sessions[reference.key] = _Shared(_restore(reference), _is_worker())
+        if shared.keeps:
+            _kept[:] = [one for one in _kept if one not in (shared, instead_of)][1 - _KEPT_MAX :]
+            _kept.append(shared)
+        return shared
 
 
-def _restore(path: str, digest: str, arguments: dict[str, Any]) -> Session:
+def _is_worker() -> bool:
+    """Whether this process was started by multiprocessing, joblib or dask, for tasks to come."""
+    module = sys.modules.get("multiprocessing.process")
+    return module is not None and module.parent_process() is not None
+
+
+def _restore(reference: _Reference) -> Session:
     from ._core import Serving
     from ._restore import map_image, remember
 
+    path, digest, arguments = reference
     image = Image(path)
     if image.digest != digest:
         raise ImageError(
@@ -116,43 +181,38 @@ def _restore(path: str, digest: str, arguments: dict[str, Any]) -> Session:
     remember(image, arguments)
     serving = Serving(**{key: arguments[key] for key in _SERVING & arguments.keys()})
     others = {key: value for key, value in arguments.items() if key not in _SERVING}
-    session = map_image(image, serving=serving, on_demand=True, **others)
-    if session._make is not None:
-        # Regions hold the session, and not it them: without users both are gone at once.
-        session._regions = weakref.WeakValueDictionary()
-    return session
+    return map_image(image, serving=serving, on_demand=True, **others)
 
 
-def _get(session: Session, name: str) -> Region | PlacedRegion:
-    with MAPPING:
-        region = session[name]
-        if region.closed and session._make is not None:
-            del session._regions[name]
-            region = session[name]
-        region._keeper = session
-        return region
+def _find(reference: _Reference, name: str, shared: _Shared) -> Region | PlacedRegion:
+    while (region := shared.find(name)) is None:
+        shared = _restored(reference, instead_of=shared)
+    return region
 
 
 def _region(path: str, digest: str, arguments: dict[str, Any], name: str) -> Region | PlacedRegion:
-    return _get(_restored(path, digest, arguments), name)
+    reference = _Reference(path, digest, arguments)
+    return _find(reference, name, _restored(reference))
 
 
 def _session(
     path: str, digest: str, arguments: dict[str, Any], names: Sequence[str] | None
 ) -> Session:
     """A session of its own, of regions that are all references' to it."""
-    shared = _restored(path, digest, arguments)
-    image = shared._open_image()
+    reference = _Reference(path, digest, arguments)
+    shared = _restored(reference)
+    session = shared.session
+    image = session._open_image()
 
     def make(number: int) -> Region | PlacedRegion:
-        return _get(shared, image.regions[number].name)
+        return _find(reference, image.regions[number].name, shared)
 
     return Session(
         image,
-        shared._core,
+        session._core,
         {},
-        shared._waited,
-        working_set=shared.working_set,
+        session._waited,
+        working_set=session.working_set,
         names=names,
         make=make,
         is_shared=True,
