@@ -11,6 +11,12 @@
 
 #include "blake3_round.h"
 
+#if defined(__has_builtin) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#if __has_builtin(__builtin_shufflevector)
+#define HAS_VECTORS 1
+#endif
+#endif
+
 #define VALUE_BYTES 32u
 /* How many chunks become one value of the tree at once. */
 #define GROUP 64u
@@ -77,7 +83,7 @@ static void hash_chunk(const uint8_t *data, uint64_t bytes, uint64_t counter, ui
 
 /* ---- Many blocks side by side ---- */
 
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#ifdef HAS_VECTORS
 #define LANES 4
 #define LOW   0, 4, 1, 5
 #define HIGH  2, 6, 3, 7
@@ -107,7 +113,7 @@ unsigned lr_blake3_ways(unsigned ret_lanes[LR_BLAKE3_WAYS_MAX])
 	unsigned count = 0;
 
 	ret_lanes[count++] = 1;
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#ifdef HAS_VECTORS
 	ret_lanes[count++] = 4;
 #if defined(__x86_64__)
 	if (__builtin_cpu_supports("avx2"))
@@ -125,7 +131,7 @@ typedef void hash_lanes(const uint8_t *const inputs[], unsigned blocks, uint64_t
 static hash_lanes *by_lanes(unsigned lanes)
 {
 	switch (lanes) {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#ifdef HAS_VECTORS
 	case 4:
 		return hash_4;
 #if defined(__x86_64__)
