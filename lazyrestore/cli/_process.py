@@ -75,6 +75,7 @@ def run(
         daemon: forked already, or None.
     """
     from lazyrestore._criu.restoring import NotProcesses
+    from lazyrestore.errors import CriuError, KernelError
 
     given = next((name for name, value in for_memory.items() if is_given(value)), None)
     if given is not None:
@@ -88,6 +89,11 @@ def run(
         return _restore(options, daemon)
     except NotProcesses:
         return None
+    except (CriuError, KernelError):
+        # Of what CRIU or its rights lack nobody has to hear who has no processes.
+        if not _has_processes(options.image):
+            return None
+        raise
 
 
 def _usage(message: str) -> Exception:
@@ -109,6 +115,7 @@ def _restore(options: ProcessOptions, daemon: Daemon | None) -> int:
     from lazyrestore._criu.restoring import Interrupted, Restore, RestorePlan
 
     _check_criu_options(options.criu_options)
+    serve = _serve_options(options)
     if not may_use_criu() and "--unprivileged" not in options.criu_options:
         from lazyrestore.errors import KernelError
 
@@ -119,7 +126,7 @@ def _restore(options: ProcessOptions, daemon: Daemon | None) -> int:
     plan = RestorePlan(
         image=options.image,
         criu=find_criu(options.criu_bin),
-        serve=_serve_options(options),
+        serve=serve,
         criu_options=options.criu_options,
         pidfile=options.pidfile,
         log=None if options.log is None else os.path.abspath(options.log),
