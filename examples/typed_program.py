@@ -1,8 +1,9 @@
-"""The whole of the API in one program whose types a checker knows: `mypy --strict` says nothing.
+"""The whole of the API in one program whose types a checker knows: `mypy --strict` is content.
 
 python typed_program.py [FOLDER]        (default: a folder that is gone afterwards)
 
-`assert_type` does nothing when it runs: it has the checker compare what it infers.
+Needs numpy: pip install 'lazyrestore[numpy]'. `assert_type` does nothing when it runs: it has the
+checker compare what it infers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
+
+import numpy as np
 
 import lazyrestore
 from lazyrestore.sources import Sink
@@ -114,26 +117,69 @@ def restore(path: Path) -> None:
         assert session["text"][:8] == b"the same"
 
 
+def keep_arrays(folder: Path) -> None:
+    """Named arrays, and objects with arrays in them."""
+    path = folder / "arrays.lzr"
+    lazyrestore.dump({"squares": np.arange(100_000) ** 2, "names": np.array(["a", "b"])}, path)
+    with lazyrestore.load(path, mode="r", names=["squares"], prefetch="none") as arrays:
+        assert_type(arrays, lazyrestore.Arrays)
+        squares = arrays["squares"]
+        assert_type(squares, np.ndarray[Any, Any])
+        assert_type(arrays.session, lazyrestore.Session)
+        print(f"the last of {len(squares):,} squares is {squares[-1]:,}")
+
+    lazyrestore.dump_pickle({"step": 7, "weights": np.ones(50_000)}, folder / "object.lzr")
+    # Loading a pickle runs what is in it: say so only of your own.
+    state = lazyrestore.load_pickle(folder / "object.lzr", trusted=True)
+    assert state["step"] == 7
+
+
+def dump_others(folder: Path, pid: int) -> None:
+    """What other programs are or left behind (not run here: it needs some)."""
+    with_ranges = lazyrestore.ProcessMemory(pid, [(0x7F0000000000, 0x7F0000100000)], timeout=5)
+    report = lazyrestore.dump(with_ranges, folder / "memory.lzr")
+    assert_type(report.frozen_us, int | None)
+    lazyrestore.dump(lazyrestore.ProcessTree(pid, leave_running=True), folder / "tree.lzr")
+    lazyrestore.dump(lazyrestore.CoreFile(folder / "core"), folder / "core.lzr")
+    lazyrestore.dump(lazyrestore.CriuFolder(folder / "criu"), folder / "criu.lzr")
+
+
 def meet_errors(path: Path) -> None:
     """One tree of exceptions, with what a program may want to know of them."""
     try:
         lazyrestore.restore(path.with_name("nothing.lzr"))
     except OSError as error:
         print(f"as open() would: {error}")
+    with lazyrestore.open(path) as image:
+        try:
+            image.read("txet")
+        except lazyrestore.RegionNotFound as error:
+            print(error)
     damaged = path.with_name("damaged.lzr")
     damaged.write_bytes(path.read_bytes()[:-1])
     try:
         lazyrestore.open(damaged)
-    except lazyrestore.ClusterError as error:
+    except lazyrestore.ClusterError as error:  # of a restore: a RestoreError
         assert_type(error.offset, int | None)
         raise
-    except lazyrestore.LazyRestoreError as error:
+    except lazyrestore.ImageError as error:
         assert_type(error.exit_code, int)
         print(f"{type(error).__name__}: {error}")
 
 
+# By these a program can tell whose fault it was; all are LazyRestoreErrors.
+WHOSE: dict[type[lazyrestore.LazyRestoreError], str] = {
+    lazyrestore.KernelError: "the kernel's, or a permission",
+    lazyrestore.ProcessError: "the process's that was dumped",
+    lazyrestore.RemoteError: "the service's",
+    lazyrestore.CriuError: "CRIU's",
+    lazyrestore.WorkingSetError: "the working set's",
+    lazyrestore.RestoreError: "the image's: a page could not be loaded",
+}
+
+
 def attach(socket: str) -> bytes:
-    """Memory that a `lazyrestore serve` serves."""
+    """Memory that a `lazyrestore serve` serves (not run here: it needs one)."""
     with lazyrestore.attach(socket, deadline=2.0) as attachment:
         assert_type(attachment, lazyrestore.Attachment)
         assert_type(attachment.state, str)
@@ -146,6 +192,7 @@ def main() -> None:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
         path = dump_and_look(folder)
         restore(path)
+        keep_arrays(folder)
         meet_errors(path)
 
 

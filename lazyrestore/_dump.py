@@ -21,13 +21,13 @@ from .writer import ImageWriter, Progress
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from typing_extensions import Buffer
+    from .sources.base import MemoryLike
 
 __all__ = ["dump"]
 
 
 def dump(
-    source: Buffer | Mapping[str, Buffer] | Source,
+    source: MemoryLike | Mapping[str, MemoryLike] | Source,
     path: str | os.PathLike[str],
     *,
     level: int = DEFAULT_LEVEL,

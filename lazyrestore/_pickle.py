@@ -136,7 +136,7 @@ def load_pickle(
 def _buffers(session: Session, places: Iterable[tuple[str, int, int]]) -> Iterator[memoryview]:
     """The buffers as the pickle asks for them; none is kept here, so that it ends with its user."""
     for name, offset, nbytes in places:
-        yield memoryview(session[name])[offset : offset + nbytes]  # type: ignore[arg-type]
+        yield memoryview(session[name])[offset : offset + nbytes]
 
 
 def _find_buffers(image: Image) -> list[tuple[str, int, int]]:

@@ -16,12 +16,20 @@ too much is under way, so a source need not bound anything. What a sink raises i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from lazyrestore.reports import Skipped
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    class HasArray(Protocol):
+        """A numpy array: to a checker it has the buffer protocol from Python 3.12 on only."""
+
+        @property
+        def __array_interface__(self) -> dict[str, Any]: ...
+
+    MemoryLike: TypeAlias = Buffer | HasArray
 
 CHUNK_BYTES = 1 << 20
 """A good length for one `write`: what the writer gives to one thread at a time."""
