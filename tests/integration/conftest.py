@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from packaging_support import make_builder, make_sdist, make_wheel
 from program_support import running_programs
 from restore_support import PACKAGE_HOME, TESTS, run_in_child
 
@@ -77,3 +78,19 @@ def open_image(nobody_home, small):
     shutil.copy(small.path, path)
     path.chmod(0o644)
     return path
+
+
+@pytest.fixture(scope="session")
+def venv(tmp_path_factory):
+    """The Python of an environment that builds the package; see `packaging_support`."""
+    return make_builder(tmp_path_factory.mktemp("venv") / "v")
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory, venv):
+    return make_sdist(venv, tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory, venv, sdist):
+    return make_wheel(venv, sdist, tmp_path_factory.mktemp("wheel"))

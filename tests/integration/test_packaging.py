@@ -1,104 +1,20 @@
 """What pip and make do with the source tree: one wheel for every Python, also from an sdist."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging_support import PRODUCTS, ROOT, copy_tree, files_of, needs_source_tree, run
 
 import lazyrestore
 
-ROOT = Path(__file__).resolve().parents[2]
-PRODUCTS = {"liblazyrestore.so", "_binding.py", "_binding.pyi"}
 TAG = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
-# What pip says where a package index cannot be reached: that is no fault of ours.
-NO_NETWORK = re.compile(
-    "NewConnectionError|ConnectTimeout|ReadTimeout|Temporary failure in name resolution"
-    "|No matching distribution found|ProxyError|SSLError"
-)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (ROOT / "pyproject.toml").exists() or shutil.which("gcc") is None,
-        reason="needs the source tree and gcc",
-    ),
-]
-
-
-def run(*command, cwd, ok=True, **environment):
-    """Run a command without what this process's own make or pytest left in the environment."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTEST"))}
-    env.pop("PYTHONPATH", None)
-    env.pop("LAZYRESTORE_LIBRARY", None)
-    result = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        env={**env, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if ok and result.returncode != 0:
-        output = result.stdout + result.stderr
-        if NO_NETWORK.search(output):
-            pytest.skip(f"pip cannot install what it needs: {output.strip().splitlines()[-1]}")
-        pytest.fail(f"{' '.join(map(str, command))}:\n{output}")
-    return result
-
-
-def copy_tree(target):
-    """Copy the source tree, without what is built and what is not for an sdist."""
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv", "build", "dist", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis",
-        *PRODUCTS,
-    )  # fmt: skip
-    shutil.copytree(ROOT, target, ignore=ignored)
-    return target
-
-
-def files_of(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        return {name for name in archive.namelist() if not name.endswith("/")}
-
-
-@pytest.fixture(scope="module")
-def venv(tmp_path_factory):
-    """The Python of a fresh environment, with what lazyrestore needs to build and to run."""
-    folder = tmp_path_factory.mktemp("venv") / "v"
-    run(sys.executable, "-m", "venv", folder, cwd="/")
-    python = folder / "bin" / "python"
-    run(
-        python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "hatchling", "build",
-        "cffi>=1.16", "msgpack>=1.0", "zstandard>=0.22", "typer>=0.21,<0.29",
-        cwd="/",
-    )  # fmt: skip
-    return python
-
-
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory, venv):
-    tree = copy_tree(tmp_path_factory.mktemp("tree") / "lazyrestore")
-    run(venv, "-m", "build", "-q", "--sdist", "--no-isolation", "-o", "dist", ".", cwd=tree)
-    [archive] = (tree / "dist").glob("*.tar.gz")
-    return archive
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory, venv, sdist):
-    """The wheel that is made from the sdist, in an environment of its own as pip does it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    run(venv, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, sdist, cwd=folder)
-    [made] = folder.glob("*.whl")
-    return made
+pytestmark = [pytest.mark.slow, needs_source_tree]
 
 
 def test_sdist_has_the_sources_and_nothing_built(sdist):
