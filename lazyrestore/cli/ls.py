@@ -80,11 +80,11 @@ def print_regions(
         heads.append("what")
         for row, kept in zip(rows, metadata, strict=True):
             owner = row[0].partition("/")[0]
-            row.append(_describe(kept) or (processes or {}).get(owner, ""))
+            row.append(describe(kept) or (processes or {}).get(owner, ""))
     print_table(heads, rows, right="address length")
 
 
-def _describe(metadata: object) -> str:
+def describe(metadata: object) -> str:
     """Dtype and shape of an array, or path and offset of a file; "" for anything else."""
     if not isinstance(metadata, Mapping):
         return ""
