@@ -17,6 +17,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # what type checkers take for True; typing itself is not needed at start-up
 if TYPE_CHECKING:
     from ._attach import Attachment, attach
+    from ._diff import diff
     from ._dump import dump
     from ._load import Arrays, load
     from ._open import Image, open
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     )
     from .region import PlacedRegion, Region
     from .reports import (
+        DiffReport,
         DumpReport,
         ImageInfo,
         LoadError,
@@ -58,6 +60,7 @@ __all__ = [
     "CoreFile",
     "CriuError",
     "CriuFolder",
+    "DiffReport",
     "DumpReport",
     "Image",
     "ImageError",
@@ -83,6 +86,7 @@ __all__ = [
     "WorkingSetError",
     "__version__",
     "attach",
+    "diff",
     "dump",
     "dump_pickle",
     "load",
@@ -99,6 +103,7 @@ _HOME = {
     "CoreFile": "sources",
     "CriuError": "errors",
     "CriuFolder": "sources",
+    "DiffReport": "reports",
     "DumpReport": "reports",
     "Image": "_open",
     "ImageError": "errors",
@@ -123,6 +128,7 @@ _HOME = {
     "WorkingSet": "_workingset",
     "WorkingSetError": "errors",
     "attach": "_attach",
+    "diff": "_diff",
     "dump": "_dump",
     "dump_pickle": "_pickle",
     "load": "_load",

@@ -305,3 +305,120 @@ class TraceRecord:
     action: str
     bytes: int
     service_us: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RegionDiff:
+    """Two regions that were compared, one of each image.
+
+    Attributes:
+        name: in the first image.
+        other_name: in the second; the same, but for regions that belong together by address.
+        offset: where in the first one the part that both have begins, in bytes.
+        other_offset: the same in the second.
+        length: bytes that both have, which were compared.
+        changes: what the images say differently of the region: (what, in the first, in the second)
+            of "length", "protection", "shared" and "metadata".
+        pages: pages of that length.
+        different_pages: pages of which some byte differs.
+        different_bytes: bytes in these.
+        unreadable_pages: pages that cannot be compared, for one of the images is damaged there.
+        states: how many of the different pages were what and are what: "data, data",
+            "zero, data", "data, hole" and so on.
+        zero_pages: pages that read as zeros in both, untouched in only one of them.
+        range_count: ranges of pages that differ, without pages between.
+        ranges: (offset, length) of the first ones, in the first image's region, in bytes.
+    """
+
+    name: str
+    other_name: str
+    offset: int
+    other_offset: int
+    length: int
+    changes: tuple[tuple[str, object, object], ...]
+    pages: int
+    different_pages: int
+    different_bytes: int
+    unreadable_pages: int
+    states: dict[str, int]
+    zero_pages: int
+    range_count: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiffPart:
+    """What only one of two images has.
+
+    Attributes:
+        name: of the region.
+        offset: where in it, in bytes; 0 with all of its length: the whole region.
+        length: bytes.
+    """
+
+    name: str
+    offset: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FilesDiff:
+    """The small files that are kept in images, compared.
+
+    Attributes:
+        only_a: names of those that only the first has.
+        only_b: names of those that only the second has.
+        different: names of those whose contents differ.
+    """
+
+    only_a: tuple[str, ...] = ()
+    only_b: tuple[str, ...] = ()
+    different: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiffDamage:
+    """A part of one of two images that cannot be read.
+
+    Attributes:
+        path: the image.
+        damage: where in it, and why.
+    """
+
+    path: str
+    damage: Damage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiffReport:
+    """What `diff` found.
+
+    Attributes:
+        a: the first image.
+        b: the second.
+        same: True if all could be read, and nothing differs.
+        page_size: bytes of a page, as they are counted here: the smaller of the two.
+        pages: that were compared.
+        different_pages: pages of which some byte differs.
+        different_bytes: bytes in these.
+        regions: all that were compared.
+        only_a: what only the first has.
+        only_b: what only the second has.
+        files: small files that differ.
+        damage: what cannot be read.
+        seconds: how long it took.
+    """
+
+    a: str
+    b: str
+    same: bool
+    page_size: int
+    pages: int
+    different_pages: int
+    different_bytes: int
+    regions: tuple[RegionDiff, ...]
+    only_a: tuple[DiffPart, ...]
+    only_b: tuple[DiffPart, ...]
+    files: FilesDiff
+    damage: tuple[DiffDamage, ...]
+    seconds: float

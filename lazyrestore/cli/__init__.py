@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "main", "make_app"]
 
 COMMANDS = (
-    *("dump", "restore", "info", "ls", "cat", "verify", "optimize"),
+    *("dump", "restore", "info", "ls", "cat", "diff", "verify", "optimize"),
     *("serve", "lazy-pages", "top", "bench", "doctor", "demo"),
 )
 """In the order in which `lazyrestore --help` has them. To add one: a module here of that name, with

@@ -135,6 +135,8 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         _let_go_of_stdout()
         return BROKEN_PIPE
     exit_code, message = _explain(error, arguments)
+    if exit_code == FAILED and _command_of(arguments) == "diff":
+        exit_code = USAGE  # FAILED says that images differ
     if os.environ.get("LAZYRESTORE_TRACEBACK") == "1":
         import traceback
 
@@ -143,6 +145,10 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         _print_error(type(error).__name__, message, exit_code)
     complain(message)
     return exit_code
+
+
+def _command_of(arguments: Sequence[str]) -> str:
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
 
 
 def _print_error(kind: str, message: str, exit_code: int) -> None:
