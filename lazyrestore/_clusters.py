@@ -51,7 +51,6 @@ _MEMO_MAX = 1 << 14
 _CHILD = struct.Struct("<QIIB7s")
 _NO_RESERVED = bytes(7)
 _UNIFORM = (fmt.REFERENCE_HOLE, fmt.REFERENCE_ZERO)
-_WIDTHS = (2, 4, 8)  # of numbers whose bytes may be in planes
 
 
 class Stretch:
@@ -98,6 +97,7 @@ class Index:
         self.root = fmt.Root.unpack(image.read_raw(footer.root_offset, fmt.ROOT_BYTES))
         self.pages_per_cluster = image.cluster_size // image.page_size
         self._limit = image.file_bytes - fmt.FOOTER_RECORD_BYTES
+        self._widths = fmt.PLANES_WIDTHS if footer.critical & fmt.FEATURE_PLANES else ()
         words = fmt.state_words(self.pages_per_cluster)
         self._entry = struct.Struct(f"<QIIBB6s{8 * words}s")
         # The last node of each level: neighbours ask for the same ones.
@@ -188,7 +188,7 @@ class Index:
             return None
         if kind == fmt.CLUSTER_RAW:
             return None if planes or nbytes != data_bytes else found
-        if planes and planes not in _WIDTHS:
+        if planes and planes not in self._widths:
             return None
         return found if 0 < nbytes < data_bytes else None
 

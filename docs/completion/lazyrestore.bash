@@ -86,9 +86,13 @@ _lazyrestore() {
 	"restore --on-error") _lazyrestore_words "$cur" "kill poison log"; return ;;
 	"restore --log") _lazyrestore_files "$cur"; return ;;
 	"restore --threads") true; return ;;
+	"info --svg") _lazyrestore_files "$cur" svg; return ;;
 	"cat --region") _lazyrestore_regions "$cur"; return ;;
 	"cat --offset") true; return ;;
 	"cat --length") true; return ;;
+	"diff --region") _lazyrestore_regions "$cur"; return ;;
+	"diff --limit") true; return ;;
+	"diff --threads") true; return ;;
 	"verify --threads") true; return ;;
 	"optimize --working-set") _lazyrestore_files "$cur" ws; return ;;
 	"optimize -o" | "optimize --output") _lazyrestore_files "$cur" lzr; return ;;
@@ -130,7 +134,7 @@ _lazyrestore() {
 	esac
 	case $command in
 	'')
-		_lazyrestore_words "$cur" "--version --show-completion --install-completion --help dump restore info ls cat verify optimize serve lazy-pages top bench doctor demo"
+		_lazyrestore_words "$cur" "--version --show-completion --install-completion --help dump restore info ls cat diff verify optimize serve lazy-pages top bench doctor demo"
 		return ;;
 	dump)
 		if [[ $cur == -* ]]; then
@@ -148,7 +152,7 @@ _lazyrestore() {
 		return ;;
 	info)
 		if [[ $cur == -* ]]; then
-			_lazyrestore_words "$cur" "--json --help"
+			_lazyrestore_words "$cur" "--map --svg --verbose --json --help"
 		else
 			_lazyrestore_files "$cur" lzr
 		fi
@@ -163,6 +167,13 @@ _lazyrestore() {
 	cat)
 		if [[ $cur == -* ]]; then
 			_lazyrestore_words "$cur" "--region --offset --length --force --json --help"
+		else
+			_lazyrestore_files "$cur" lzr
+		fi
+		return ;;
+	diff)
+		if [[ $cur == -* ]]; then
+			_lazyrestore_words "$cur" "--region --limit --threads --verbose --quiet --progress --no-progress --json --help"
 		else
 			_lazyrestore_files "$cur" lzr
 		fi

@@ -14,7 +14,18 @@ from restore_support import PAGE, flip, write_image
 import lazyrestore
 from lazyrestore import _map
 from lazyrestore._clusters import LISTED, Index
-from lazyrestore._map import DATA, DATA_KINDS, HOLE, KINDS, RAW, REPEAT, UNKNOWN, ZERO, survey
+from lazyrestore._map import (
+    DATA,
+    DATA_KINDS,
+    HOLE,
+    KINDS,
+    PLANES,
+    RAW,
+    REPEAT,
+    UNKNOWN,
+    ZERO,
+    survey,
+)
 from lazyrestore._open import Image
 
 
@@ -29,7 +40,7 @@ def expected(image: Image, drawn: _map.ImageMap) -> list[tuple[list[int], list[i
             cells = [0] * (KINDS * -(-count // drawn.cell_clusters))
             for cluster in range(count):
                 info = reader.cluster(image.first_cluster(number) + cluster)
-                kind = RAW if info.kind == 3 else DATA
+                kind = PLANES if info.planes else RAW if info.kind == 3 else DATA
                 if info.payload_bytes:
                     if info.payload_offset in seen:
                         kind = REPEAT
