@@ -1,9 +1,9 @@
 /* Decoders: one thread's means of turning a cluster's number into its bytes. All memory is had at
  * open. */
 #include <string.h>
-#include <sys/mman.h>
 
 #include "image.h"
+#include "reserve.h"
 
 int lr_decoder_open(struct lr_decoder *decoder, const struct lr_image *image)
 {
@@ -18,13 +18,8 @@ int lr_decoder_open(struct lr_decoder *decoder, const struct lr_image *image)
 	if (code == LR_OK)
 		code = lr_index_cache_open(&decoder->cache, &image->index);
 	if (code == LR_OK) {
-		void *buffers = mmap(NULL, 2 * cluster_size, PROT_READ | PROT_WRITE,
-				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-		if (buffers == MAP_FAILED)
-			code = LR_ERR_NOMEM;
-		else
-			decoder->buffers = buffers;
+		decoder->buffers = lr_buffer_take(2 * cluster_size);
+		code = decoder->buffers ? LR_OK : LR_ERR_NOMEM;
 	}
 	if (code < 0) {
 		lr_decoder_close(decoder);
@@ -38,7 +33,7 @@ int lr_decoder_open(struct lr_decoder *decoder, const struct lr_image *image)
 void lr_decoder_close(struct lr_decoder *decoder)
 {
 	if (decoder->buffers)
-		munmap(decoder->buffers, 2 * (size_t)decoder->image->info.cluster_size);
+		lr_buffer_give(decoder->buffers, 2 * (size_t)decoder->image->info.cluster_size);
 	decoder->buffers = NULL;
 	lr_index_cache_close(&decoder->cache);
 	lr_zstd_close(decoder->zstd);

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "error.h"
@@ -48,6 +49,9 @@ struct lr_zstd {
 	dctx *context;
 };
 
+/* The last one that was closed, for who opens the next: to make one takes as long as decoding. */
+static _Atomic(struct lr_zstd *) spare;
+
 static void load_once(void)
 {
 	const char *named = getenv("LAZYRESTORE_LIBZSTD");
@@ -82,6 +86,10 @@ int lr_zstd_open(lr_zstd **ret_zstd)
 
 	if (code < 0)
 		return code;
+	/* Acquire: partner of the release in lr_zstd_close. */
+	*ret_zstd = atomic_exchange_explicit(&spare, NULL, memory_order_acquire);
+	if (*ret_zstd)
+		return LR_OK;
 	zstd = calloc(1, sizeof(*zstd));
 	if (!zstd)
 		return LR_ERR_NOMEM;
@@ -96,6 +104,8 @@ int lr_zstd_open(lr_zstd **ret_zstd)
 
 void lr_zstd_close(lr_zstd *zstd)
 {
+	if (zstd)
+		zstd = atomic_exchange_explicit(&spare, zstd, memory_order_acq_rel);
 	if (!zstd)
 		return;
 	zstd_api.free(zstd->context);
