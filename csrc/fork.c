@@ -210,6 +210,8 @@ static bool start(struct lr_session *session)
 		code = lr_session_start(session, NULL);
 	if (code < 0)
 		fence_all(target);
+	else
+		lr_pager_wait_ready(&session->pager);
 	return code == LR_OK;
 }
 

@@ -22,10 +22,6 @@ int lr_hands_open(struct lr_hands *hands, const struct lr_target *target)
 	code = lr_decoder_open(&hands->decoder, target->image);
 	if (code < 0)
 		return code;
-	/* Had now: at a memory limit the pager must not wait for pages of its own. */
-	memset(hands->decoder.buffers, 0, 2 * (size_t)info->cluster_size);
-	memset(hands->decoder.cache.slots, 0,
-	       LR_INDEX_CACHE_SLOTS * sizeof(*hands->decoder.cache.slots));
 	if (target->host_page > info->page_size) {
 		/* But not what only hugetlb's pages take, of which no limit is told. */
 		int now = target->zeros ? MAP_NORESERVE : MAP_POPULATE;
@@ -40,6 +36,23 @@ int lr_hands_open(struct lr_hands *hands, const struct lr_target *target)
 		hands->expanded_bytes = expanded_bytes(target);
 	}
 	return LR_OK;
+}
+
+/* As it is: a cluster may have been decoded there. */
+static void have(void *memory, size_t bytes)
+{
+	volatile uint8_t *at = memory;
+
+	for (size_t i = 0; i < bytes; i += 4096)
+		at[i] = at[i];
+}
+
+void lr_hands_have(struct lr_hands *hands)
+{
+	struct lr_decoder *decoder = &hands->decoder;
+
+	have(decoder->buffers, 2 * (size_t)decoder->image->info.cluster_size);
+	have(decoder->cache.slots, LR_INDEX_CACHE_SLOTS * sizeof(*decoder->cache.slots));
 }
 
 void lr_hands_close(struct lr_hands *hands)

@@ -44,6 +44,9 @@ int lr_loader_open(struct lr_loader *loader, struct lr_target *target);
 void lr_loader_close(struct lr_loader *loader);
 
 int lr_hands_open(struct lr_hands *hands, const struct lr_target *target);
+/* Have the memory now, before they are used: at a memory limit nobody may wait for pages of his
+ * own. */
+void lr_hands_have(struct lr_hands *hands);
 void lr_hands_close(struct lr_hands *hands);
 /* Look up and decode what a fault at `offset` needs, if it needs anything, without `busy`:
  * lr_loader_fault with the same hands then has it ready. What goes wrong here goes wrong there. */

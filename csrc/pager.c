@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -17,6 +18,13 @@
 
 /* How long to wait for memory, or for a message that is about to come. */
 #define RETRY_MS 1
+/* How long not to sleep at first: who waits for this thread to begin often touches a page at once.
+ */
+#define AWAKE_NS 300000u
+/* How often to serve without all that it needs in the long run. */
+#define COLD_ROUNDS 8u
+/* How long to look whether the thread has begun, before sleeping. */
+#define READY_NS 60000u
 /* How long to sleep at most: whoever has a job cannot ring if the program closed the bell. */
 #define IDLE_MS 2000
 /* What is given of memory that is no region's, where it is aligned to that. */
@@ -220,7 +228,7 @@ bool lr_pager_serve(struct lr_pager *pager)
 }
 
 /* False where nothing came. */
-static bool wait(struct lr_pager *pager, struct pollfd *waits, bool is_blocked)
+static bool wait(struct lr_pager *pager, struct pollfd *waits, bool is_blocked, bool is_warm)
 {
 	struct lr_target *target = pager->target;
 	bool is_retried =
@@ -229,13 +237,28 @@ static bool wait(struct lr_pager *pager, struct pollfd *waits, bool is_blocked)
 	/* What cannot be read is not waited for either. */
 	waits[0].fd = is_blocked ? -1 : target->uffd.fd;
 	waits[0].revents = 0;
-	if (poll(waits, 2, is_retried ? RETRY_MS : IDLE_MS) > 0)
+	if (poll(waits, 2, is_retried || !is_warm ? RETRY_MS : IDLE_MS) > 0)
 		return true;
 	/* Nobody tells that such a process ended, or executes another program. */
 	if (!is_retried && target->is_zero_outside
 	    && lr_uffd_is_gone(&target->uffd, target->host_page))
 		lr_target_note_gone(target);
 	return false;
+}
+
+/* What it needs sooner or later takes longer to have than a page to load, and the first is often
+ * touched at once, by who waits for this thread to begin: so when nobody has come for a moment, or
+ * some have been served. */
+static bool warm_up(struct lr_pager *pager)
+{
+	/* By itself: pthread_setname_np of another thread takes three system calls. */
+	prctl(PR_SET_NAME, "lazyrestore");
+	lr_hands_have(&pager->loader.hands);
+	lr_pager_have_stack();
+	/* Where threads answer for themselves, no faults come here. */
+	if (!pager->target->is_shared && !pager->target->takes_children)
+		lr_near_start(pager);
+	return true;
 }
 
 static void *run(void *argument)
@@ -245,16 +268,14 @@ static void *run(void *argument)
 		{.fd = pager->target->uffd.fd, .events = POLLIN},
 		{.fd = pager->event_fd, .events = POLLIN},
 	};
+	bool is_warm = false;
+	uint32_t rounds = 0;
+	uint64_t awake_until_ns;
 	uint64_t count;
 
-	/* By itself: pthread_setname_np of another thread takes three system calls. */
-	prctl(PR_SET_NAME, "lazyrestore");
-	lr_pager_have_stack();
 	keep_descriptors(pager);
-	/* Where threads answer for themselves, no faults come here. */
-	if (!pager->target->is_shared && !pager->target->takes_children)
-		lr_near_start(pager);
 	lr_flag_raise(&pager->is_ready);
+	awake_until_ns = lr_clock_ns() + AWAKE_NS;
 	/* Looked at even while faults keep coming: a thread that touches a region which was
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
 	 * the eventfd brings it here. */
@@ -270,10 +291,18 @@ static void *run(void *argument)
 		lr_pager_take_jobs(pager);
 		if (pager->jobs && code != LR_LATER)
 			code = lr_pager_do_job(pager);
+		if (!is_warm && (read_count > 0 || pager->jobs) && ++rounds == COLD_ROUNDS)
+			is_warm = warm_up(pager);
 		if (read_count > 0 || (code != LR_LATER && pager->jobs))
 			continue;
-		if (!wait(pager, waits, read_count < 0))
+		if (!is_warm && lr_clock_ns() < awake_until_ns) {
+			sched_yield();
 			continue;
+		}
+		if (!wait(pager, waits, read_count < 0, is_warm)) {
+			is_warm = is_warm || warm_up(pager);
+			continue;
+		}
 		if (waits[0].revents & ~POLLIN)
 			lr_pager_undo_blocking(pager);
 		if (waits[1].revents && read(pager->event_fd, &count, sizeof(count)) < 0)
@@ -290,8 +319,6 @@ static int start_thread(struct lr_pager *pager)
 	if (error)
 		return error == ENOMEM ? LR_ERR_NOMEM : LR_ERR_LIMIT;
 	pager->is_running = true;
-	/* Until it has descriptors of its own: the caller may close what it has at once. */
-	lr_flag_wait(&pager->is_ready);
 	return LR_OK;
 }
 
@@ -317,6 +344,20 @@ int lr_pager_start(struct lr_pager *pager, struct lr_target *target, uint32_t tr
 		return lr_problem_set(ret_problem, code, 0, LR_NOWHERE, LR_NOWHERE);
 	}
 	return LR_OK;
+}
+
+void lr_pager_wait_ready(struct lr_pager *pager)
+{
+	uint64_t begin_ns = lr_clock_ns();
+
+	/* Mostly it is, or in some microseconds: to sleep and be waked takes longer. */
+	do {
+		/* Acquire: partner of the release in lr_flag_raise. */
+		if (atomic_load_explicit(&pager->is_ready, memory_order_acquire))
+			return;
+		sched_yield();
+	} while (lr_clock_ns() - begin_ns < READY_NS);
+	lr_flag_wait(&pager->is_ready);
 }
 
 void lr_pager_restart(struct lr_pager *pager)

@@ -76,6 +76,10 @@ struct lr_pager {
 
 int lr_pager_start(struct lr_pager *pager, struct lr_target *target, uint32_t trace_records,
 		   struct lr_problem *ret_problem);
+/* Before anyone may miss a page: until its thread has all it needs, and descriptors of its own.
+ * (The caller may close what he has at once.) It takes as long to begin as all else, so meanwhile
+ * other things are done. */
+void lr_pager_wait_ready(struct lr_pager *pager);
 /* Ends the thread, whatever it waits for, and frees what it had. */
 void lr_pager_stop(struct lr_pager *pager);
 /* Before that, where a peer may have it wait in a read for good (before Linux 6.10; uffd.c): then

@@ -33,6 +33,7 @@ int lr_pool_open(struct lr_pool *pool, const struct lr_target *target)
 			lr_pool_close(pool);
 			return code;
 		}
+		lr_hands_have(&pool->slots[pool->count].hands);
 	}
 	return LR_OK;
 }

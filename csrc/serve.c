@@ -248,6 +248,8 @@ static int set_up(struct lr_session *session, const struct lr_serve_options *opt
 		wake_all(target);
 		code = lr_session_start(session, ret_problem);
 	}
+	if (code == LR_OK)
+		lr_pager_wait_ready(&session->pager);
 	if (code == LR_OK && target->kept && session->pager.has_own_descriptors)
 		lr_kept_leave_lock(target->kept);
 	return code;

@@ -208,6 +208,7 @@ static int attach(lr_session *session, struct lr_range *range, uint64_t start, b
 	lr_fork_unblock();
 	if (code < 0)
 		return code;
+	lr_pager_wait_ready(&session->pager);
 	/* Who touched it since it was registered was read and left: have him ask again. */
 	lr_uffd_wake(&session->target.uffd, range->start, range->bytes);
 	return LR_OK;
