@@ -338,17 +338,41 @@ int lr_loader_give_zeros(struct lr_loader *loader, struct lr_range *range, uint6
 	return code < 0 ? code : LR_OK;
 }
 
+/* The touched page, and then the rest of its run: its toucher is on his way meanwhile, which takes
+ * longer than that where his processor sleeps. Where whoever waits is waked last there is nothing
+ * to be gained. */
+static int install_touched(struct lr_loader *loader, struct lr_range *range, uint64_t cluster_begin,
+			   const struct lr_decoded *decoded, const struct lr_run *run,
+			   uint64_t page, struct lr_outcome *outcome, struct lr_problem *problem)
+{
+	struct lr_run first = *run;
+	int code = LR_OK;
+
+	if (run->is_data && !loader->target->uffd.defers_wakes) {
+		first.begin = page;
+		first.end = page + loader->target->host_page;
+		code = install_run(loader, range, cluster_begin, decoded, &first, &outcome->bytes,
+				   problem);
+		outcome->touched_ns = lr_clock_ns();
+	}
+	if (code == LR_OK)
+		code = install_run(loader, range, cluster_begin, decoded, run, &outcome->bytes,
+				   problem);
+	if (!outcome->touched_ns)
+		outcome->touched_ns = lr_clock_ns();
+	return code;
+}
+
 /* Install the touched run, then the others of its cluster. */
 static int install_around(struct lr_loader *loader, const struct lr_hands *hands,
 			  struct lr_range *range, uint64_t cluster_begin, uint64_t bytes,
-			  const struct lr_run *touched, struct lr_outcome *outcome,
+			  uint64_t page, const struct lr_run *touched, struct lr_outcome *outcome,
 			  struct lr_problem *problem)
 {
 	struct lr_decoded decoded = own_decoded(loader->target, hands);
-	int code = install_run(loader, range, cluster_begin, &decoded, touched, &outcome->bytes,
-			       problem);
+	int code = install_touched(loader, range, cluster_begin, &decoded, touched, page, outcome,
+				   problem);
 
-	outcome->touched_ns = lr_clock_ns();
 	/* A zero page does not bring its cluster's data: that is decoded when it is touched itself.
 	 */
 	if (code < 0 || (!touched->is_data && decoded.info->data_pages > 0)
@@ -396,8 +420,8 @@ static int bring(struct lr_loader *loader, struct lr_hands *hands, struct lr_ran
 			code = decode(hands, &problem);
 		lr_loader_count(loader, &hands->decoder);
 		if (code == LR_OK)
-			code = install_around(loader, hands, range, cluster_begin, bytes, &touched,
-					      outcome, &problem);
+			code = install_around(loader, hands, range, cluster_begin, bytes,
+					      offset - cluster_begin, &touched, outcome, &problem);
 	}
 	if (code < 0 && lr_loader_must_fence(code)) {
 		outcome->action = LR_ACTION_FENCE;
