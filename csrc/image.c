@@ -393,6 +393,12 @@ int lr_image_get_region(const lr_image *image, uint32_t region, struct lr_region
 	return LR_OK;
 }
 
+const void *lr_image_get_table(const lr_image *image, size_t *ret_bytes)
+{
+	*ret_bytes = image->root_bytes - LR_ROOT_BYTES;
+	return image->root + LR_ROOT_BYTES;
+}
+
 int64_t lr_image_find_region(const lr_image *image, const char *name, size_t name_bytes)
 {
 	struct lr_region_info info;

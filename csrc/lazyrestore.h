@@ -178,6 +178,9 @@ int lr_image_open(const char *path, lr_image **ret_image, struct lr_problem *ret
 void lr_image_close(lr_image *image);
 void lr_image_get_info(const lr_image *image, struct lr_image_info *ret_info);
 int lr_image_get_region(const lr_image *image, uint32_t region, struct lr_region_info *ret_info);
+/* The regions as docs/format.md lays them out, 96 bytes each, and behind them their names: checked
+ * when the image was opened. Lives as long as the image. */
+const void *lr_image_get_table(const lr_image *image, size_t *ret_bytes);
 /* Number of the region with that name, or LR_ERR_NOT_FOUND. */
 int64_t lr_image_find_region(const lr_image *image, const char *name, size_t name_bytes);
 /* Read part of the file as it is (header, metadata): checks nothing but the bounds. */

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Callable, Iterator, Mapping
+import struct
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,6 +16,10 @@ from .errors import ClusterError, ImageError, RegionNotFound
 
 if TYPE_CHECKING:
     from .reports import ImageInfo, VerifyReport
+
+# Of a region, as it is in the file: address, length, first cluster, clusters, where its name is and
+# how long, protection, flags, and the width of numbers whose bytes are grouped.
+_REGION = struct.Struct("<QQQQIIIIxxB45x")
 
 Progress = Callable[[int, int | None], None]
 
@@ -40,7 +46,6 @@ class Image:
 
     Attributes:
         path: as it was given.
-        regions: what each region is, in the order in which they were dumped.
         opened: a descriptor by which it was opened rather than by its path; the caller's.
         restored_with: arguments of `restore`, where that was called; for references to it.
         folder: from which a path that is not absolute leads to it.
@@ -55,39 +60,52 @@ class Image:
         encoded = os.fsencode(self.path)
         if b"\0" in encoded:  # where a name ends for C: it would be another file's
             raise ValueError(f"the path {self.path!r} has a null character: no file can have it")
-        what = f"cannot open {self.path}"
-        check(lib.lr_init(), what=what)
+        check(lib.lr_init(), what=f"cannot open {self.path}")
         found = ffi.new("lr_image **")
         problem = new_problem()
         if opened is not None:
             encoded = f"/proc/self/fd/{opened}".encode()
         code = lib.lr_image_open(encoded, found, problem)
-        check(code, problem, what=what, file=self.path)
+        if code < 0:
+            check(code, problem, what=f"cannot open {self.path}", file=self.path)
         self._handle: CData = ffi.gc(found[0], lib.lr_image_close)
         self._raw = ffi.new("struct lr_image_info *")
         lib.lr_image_get_info(self._handle, self._raw)
         self._is_closed = False
-        self._first_clusters: list[int] = []
         self._files: Mapping[str, bytes] | None = None
-        self.regions = tuple(self._read_regions())
-        self._numbers = {region.name: number for number, region in enumerate(self.regions)}
-        if len(self._numbers) != len(self.regions):
-            raise ImageError(f"cannot open {self.path}: two of its regions have the same name")
+        self._metadata: tuple[bytes, list[int]] | None = None
+        self._regions: tuple[RegionInfo, ...] | None = None
+        self._table: list[tuple[int, ...]]
+        self._numbers = self._read_names()
 
-    def _read_regions(self) -> Iterator[RegionInfo]:
-        region = ffi.new("struct lr_region_info *")
-        for number in range(self._raw.region_count):
-            check(lib.lr_image_get_region(self._handle, number, region))
-            name = bytes(ffi.buffer(region.name, region.name_bytes))
+    def _read_names(self) -> dict[str, int]:
+        """Read the table of regions, which was checked when the image was opened."""
+        count = int(self._raw.region_count)
+        bytes_of = ffi.new("size_t *")
+        start = lib.lr_image_get_table(self._handle, bytes_of)
+        data = bytes(ffi.buffer(start, bytes_of[0]))
+        names = memoryview(data)[count * _REGION.size :]
+        self._table = table = list(_REGION.iter_unpack(data[: count * _REGION.size]))
+        numbers = {}
+        for number, entry in enumerate(table):
             try:
-                text = name.decode()
+                numbers[str(names[entry[4] : entry[4] + entry[5]], "utf-8")] = number
             except UnicodeDecodeError:
                 message = f"the name of region {number} is not UTF-8"
                 raise ImageError(f"cannot open {self.path}: {message}") from None
-            shared = bool(region.flags & 1)
-            self._first_clusters.append(region.first_cluster)
-            place = region.address, region.length, region.protection
-            yield RegionInfo(text, *place, shared, region.planes)
+        if len(numbers) != count:
+            raise ImageError(f"cannot open {self.path}: two of its regions have the same name")
+        return numbers
+
+    @property
+    def regions(self) -> tuple[RegionInfo, ...]:
+        """What each region is, in the order in which they were dumped."""
+        if self._regions is None:
+            self._regions = tuple(
+                RegionInfo(name, entry[0], entry[1], entry[6], bool(entry[7] & 1), entry[8])
+                for name, entry in zip(self._numbers, self._table, strict=True)
+            )
+        return self._regions
 
     @property
     def info(self) -> ImageInfo:
@@ -150,7 +168,7 @@ class Image:
 
     def first_cluster(self, number: int) -> int:
         """Number of a region's first cluster, counted through the image."""
-        return self._first_clusters[number]
+        return self._table[number][2]
 
     @property
     def bytes_read_at_open(self) -> int:
@@ -199,20 +217,51 @@ class Image:
             ImageError: the metadata is damaged.
         """
         number = self.number(name)
-        metadata = self.all_metadata()[number]
+        if self._metadata is None:
+            self._metadata = self._find_metadata()
+        data, places = self._metadata
+        metadata = unpack(data[places[number] : places[number + 1]], self._metadata_name())
         if not isinstance(metadata, dict):
             raise ImageError(f"{self.path}: the metadata of region {name!r} is not a map")
         return metadata
 
     def all_metadata(self) -> list[object]:
         """The metadata of all regions, in their order; see `metadata`."""
+        maps = unpack(self._read_metadata(), self._metadata_name())
+        if not isinstance(maps, list) or len(maps) != len(self._table):
+            raise ImageError(f"{self._metadata_name()} does not fit its regions")
+        return maps
+
+    def _metadata_name(self) -> str:
+        return f"{self.path}: the image's metadata"
+
+    def _read_metadata(self) -> bytes:
         data = self.read_raw(self._raw.metadata_offset, self._raw.metadata_bytes)
         if lib.lr_crc32c(0, ffi.from_buffer(data), len(data)) != self._raw.metadata_crc32c:
-            raise ImageError(f"{self.path}: the image's metadata is damaged: take another copy")
-        maps = unpack(data, f"{self.path}: the image's metadata")
-        if not isinstance(maps, list) or len(maps) != len(self.regions):
-            raise ImageError(f"{self.path}: the image's metadata does not fit its regions")
-        return maps
+            raise ImageError(f"{self._metadata_name()} is damaged: take another copy")
+        return data
+
+    def _find_metadata(self) -> tuple[bytes, list[int]]:
+        """The metadata as it is stored, and where each region's begins and the last one's ends."""
+        import msgpack
+
+        data = self._read_metadata()
+        unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+        unpacker.feed(data)
+        try:
+            if unpacker.read_array_header() != len(self._table):
+                raise ImageError(f"{self._metadata_name()} does not fit its regions")
+            places = [unpacker.tell()]
+            for _ in self._table:
+                unpacker.skip()
+                places.append(unpacker.tell())
+            if places[-1] != len(data):
+                raise ValueError("something follows it")
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            why = str(error) or "it is cut short"
+            message = f"{self._metadata_name()} is damaged: {why}: take another copy"
+            raise ImageError(message) from None
+        return data, places
 
     @property
     def has_files(self) -> bool:
@@ -257,8 +306,8 @@ class Image:
 
     def place_of_cluster(self, cluster: int) -> tuple[int, int]:
         """The number of the region that a cluster is in, and where it begins there, in bytes."""
-        number = bisect.bisect_right(self._first_clusters, cluster) - 1
-        return number, (cluster - self._first_clusters[number]) * self.cluster_size
+        number = bisect.bisect_right(self._table, cluster, key=itemgetter(2)) - 1
+        return number, (cluster - self._table[number][2]) * self.cluster_size
 
     def reader(self) -> Reader:
         """A means of decoding, for one thread at a time."""
