@@ -25,7 +25,13 @@ NOT_COPIED = shutil.ignore_patterns(
     *(".git", ".venv", ".hypothesis", ".*_cache", "__pycache__", "build", "dist"),
     *("*.so", "_binding.py*"),
 )
-PAGES = ["README.md", "docs/containers.md", "docs/permissions.md", "docs/working-sets.md"]
+PAGES = [
+    "README.md",
+    "docs/arrays.md",
+    "docs/containers.md",
+    "docs/permissions.md",
+    "docs/working-sets.md",
+]
 
 
 def page_path(name: str) -> Path:
