@@ -158,7 +158,8 @@ lint: $(dev) native
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
-	$(bin)/clang-format --dry-run -Werror $(c_files)
+	$(bin)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(bin)/clang-format --dry-run -Werror $(c_files)
 	@# clang-format leaves alone what it cannot break, such as a long line in a comment.
 	@bad=; for file in $(c_files); do \
 		if expand "$$file" | LC_ALL=C.UTF-8 grep -nE '^.{101}'; then \
@@ -174,8 +175,9 @@ format: $(dev)
 wheel: $(wheel_stamp)
 	@$(wheel_tools)/bin/python packaging/wheel/build_wheels.py $(WHEEL_ARGS)
 
-try-wheel:
-	@packaging/wheel/try_wheel.sh $(wildcard dist/*_$(shell uname -m).whl)
+try-wheel: $(wheel_stamp)
+	@PYTHON="$(abspath $(wheel_tools))/bin/python" packaging/wheel/try_wheel.sh \
+		$(lastword $(sort $(wildcard dist/*_$(shell uname -m).whl)))
 
 define make_venv
 @$(1)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(1) && $(PYTHON) -m venv $(1); }
