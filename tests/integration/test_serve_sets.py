@@ -78,7 +78,10 @@ def test_record_and_replay(image: Path, tmp_path: Path) -> None:
     ):
         monitor.restore(service.path)
         monitor.read(0, 1)
-        assert len(missing(monitor)) == PAGES - CLUSTER // PAGE
+        # The page that was touched may come before the rest of its cluster.
+        rest = PAGES - CLUSTER // PAGE
+        eventually("the cluster is there", lambda: len(missing(monitor)) <= rest)
+        assert len(missing(monitor)) == rest
 
 
 @in_child()
