@@ -62,8 +62,10 @@ def make() -> str:
 
 if __name__ == "__main__":
     import make_completion
+    import make_errors
     import make_man
 
     PAGE.write_text(make(), encoding="utf-8")
     make_man.write()
     make_completion.write()
+    make_errors.write()

@@ -89,7 +89,9 @@ class AttachedSource:
         self.regions = regions
         self._numbers = {info.name: number for number, info in enumerate(regions)}
         if len(self._numbers) != len(regions):
-            raise RemoteError(f"{path}: two of the service's regions have the same name")
+            raise RemoteError(
+                f"{path}: two of the service's regions have the same name: serve a sound image"
+            )
         self._metadata = metadata
 
     def metadata(self, name: str) -> dict[str, object]:
@@ -97,7 +99,9 @@ class AttachedSource:
         maps = unpack(self._metadata, f"{self.path}: the image's metadata")
         found = maps[self._numbers[name]] if isinstance(maps, list) else None
         if not isinstance(found, dict):
-            raise RemoteError(f"{self.path}: the metadata of region {name!r} is not a map")
+            raise RemoteError(
+                f"{self.path}: the metadata of region {name!r} is not a map: serve a sound image"
+            )
         return found
 
 
@@ -325,7 +329,7 @@ class Attachment(Mapping[str, Region | PlacedRegion]):
         if code == lib.LR_ERR_GONE:
             raise RemoteError(
                 f"the service at {self.path} has ended, and none has taken its place: what was"
-                " missing cannot be touched any more"
+                " missing cannot be touched any more: start it again, and attach anew"
             )
         if code < 0:
             self._fail_closed()

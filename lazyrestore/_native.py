@@ -245,7 +245,8 @@ def check(
         places.append(f"region {region!r}" + (f" at offset {offset}" if offset is not None else ""))
     if cluster != NOTHING:
         places.append(f"cluster {cluster}")
-    if file_offset != NOTHING:
+    # Of what is no image at all, no place is of interest.
+    if file_offset != NOTHING and code not in (lib.LR_ERR_MAGIC, lib.LR_ERR_EMPTY):
         places.append(f"at byte {file_offset} of the file")
     message = f"{what}: {strerror(code)}" if what else strerror(code)
     if os_error:
@@ -256,6 +257,10 @@ def check(
     hint = remedy(code)
     if code == lib.LR_ERR_NOT_FOUND and (pid is not None or os_error == errno.ESRCH):
         kind, hint = ProcessError, "is it still running? `ps` lists processes"
+    elif code == lib.LR_ERR_MAGIC and file is not None:
+        from ._filekind import describe
+
+        hint = describe(file) or hint
     elif code == lib.LR_ERR_PERMISSION and pid is not None:
         hint = "be its owner or root, and see kernel.yama.ptrace_scope"
     if hint:

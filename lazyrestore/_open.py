@@ -92,9 +92,9 @@ class Image:
                 numbers[str(names[entry[4] : entry[4] + entry[5]], "utf-8")] = number
             except UnicodeDecodeError:
                 message = f"the name of region {number} is not UTF-8"
-                raise ImageError(f"cannot open {self.path}: {message}") from None
+                raise ImageError(f"cannot open {self.path}: {message}: take another copy") from None
         if len(numbers) != count:
-            raise ImageError(f"cannot open {self.path}: two of its regions have the same name")
+            raise ImageError(f"{self.path}: two regions have the same name: take another copy")
         return numbers
 
     @property
@@ -199,14 +199,14 @@ class Image:
         record = unpack(data, f"{self.path}: the image's header")
         value = record.get("lazyrestore") if isinstance(record, dict) else None
         if not isinstance(value, dict):
-            raise ImageError(f"{self.path}: the image's header is not a map")
+            raise ImageError(f"{self.path}: the image's header is not a map: take another copy")
         return value
 
     def _text(self, header: dict[str, object], key: str) -> str:
         # Not str(): of lists in lists in lists that is a RecursionError.
         value = header.get(key, "")
         if not isinstance(value, str):
-            raise ImageError(f"{self.path}: the image's header is damaged: {key} is not a text")
+            raise ImageError(f"{self.path}: {key} of its header is not a text: take another copy")
         return value
 
     def metadata(self, name: str) -> dict[str, object]:
@@ -222,14 +222,14 @@ class Image:
         data, places = self._metadata
         metadata = unpack(data[places[number] : places[number + 1]], self._metadata_name())
         if not isinstance(metadata, dict):
-            raise ImageError(f"{self.path}: the metadata of region {name!r} is not a map")
+            raise ImageError(f"{self._metadata_name()} of {name!r} is not a map: take another copy")
         return metadata
 
     def all_metadata(self) -> list[object]:
         """The metadata of all regions, in their order; see `metadata`."""
         maps = unpack(self._read_metadata(), self._metadata_name())
         if not isinstance(maps, list) or len(maps) != len(self._table):
-            raise ImageError(f"{self._metadata_name()} does not fit its regions")
+            raise ImageError(f"{self._metadata_name()} does not fit its regions: take another copy")
         return maps
 
     def _metadata_name(self) -> str:
@@ -250,7 +250,9 @@ class Image:
         unpacker.feed(data)
         try:
             if unpacker.read_array_header() != len(self._table):
-                raise ImageError(f"{self._metadata_name()} does not fit its regions")
+                raise ImageError(
+                    f"{self._metadata_name()} does not fit its regions: take another copy"
+                )
             places = [unpacker.tell()]
             for _ in self._table:
                 unpacker.skip()
@@ -486,7 +488,7 @@ def check_range(name: str, offset: int, length: int, total: int) -> int:
     if offset < 0 or length < 0 or offset + length > total:
         raise ValueError(
             f"bytes {offset} to {offset + length} are not within region {name!r},"
-            f" which has {total} bytes"
+            f" which has {total} bytes: give a smaller offset or length"
         )
     return length
 

@@ -238,7 +238,7 @@ def _refuse_target(path: str, name: str) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        message = "It is not a regular file, and would be replaced by one"
+        message = "It is not a regular file, and would be replaced by one: give another name"
         raise FileExistsError(errno.EEXIST, message)
 
 
@@ -263,5 +263,8 @@ def _reason(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "No space left on device: free some, or write elsewhere"
     if error.errno == errno.EFBIG:
-        return "File too large for the file system or the limit (ulimit -f)"
+        return (
+            "File too large for the file system or the limit: raise it (ulimit -f), or write"
+            " elsewhere"
+        )
     return error.strerror or str(error)

@@ -101,7 +101,9 @@ class Session(Mapping[str, Region | PlacedRegion]):
             region = self._regions.get(name)
             if region is None:
                 if self._make is None or name not in self:
-                    raise RegionNotFound(f"region {name!r} was not restored")
+                    raise RegionNotFound(
+                        f"region {name!r} was not restored: restore it too, or use another"
+                    )
                 region = self._regions[name] = self._make(number)
             return region
 

@@ -41,6 +41,8 @@ _END_MAX = 1 << 64
 
 _BUFFER_BYTES = 64 << 10
 
+_VERSIONS = "take a version of CRIU from 3.17 to 4.2"
+
 
 class CutShort(CriuError):
     """CRIU has ended in the middle; why is in its log."""
@@ -120,7 +122,7 @@ class PageServer:
 
     def _handle(self, message: _Message) -> None:
         if self._is_complete:
-            raise CriuError("CRIU has sent something after its last page")
+            raise CriuError(f"CRIU has sent something after its last page: {_VERSIONS}")
         if message.command == _PAGES:
             self._take_pages(message)
         elif message.command == _OPEN:
@@ -132,21 +134,27 @@ class PageServer:
         else:
             raise CriuError(
                 f"CRIU has sent a message that is not known (command {message.command:#x}, flags"
-                f" {message.flags:#x}): take a version of CRIU from 3.17 to 4.2"
+                f" {message.flags:#x}): {_VERSIONS}"
             )
 
     def _begin(self, message: _Message) -> None:
         kind, number = message.target & (1 << _TYPE_BITS) - 1, message.target >> _TYPE_BITS
         if message.flags or message.pages or message.address:
-            raise CriuError(f"CRIU began an object of memory in an unknown way: {message}")
+            raise CriuError(
+                f"CRIU began an object of memory in an unknown way: {message}: {_VERSIONS}"
+            )
         if message.target in self._seen:
-            raise CriuError(f"CRIU has sent the memory {message.target:#x} a second time")
+            raise CriuError(
+                f"CRIU has sent the memory {message.target:#x} a second time: {_VERSIONS}"
+            )
         if kind == _TASK and 0 < number < 1 << 31:
             self._pages.open_task(number)
         elif kind == _SHARED:
             self._pages.open_shared(number)
         else:
-            raise CriuError(f"CRIU has sent memory of an unknown kind: {message.target:#x}")
+            raise CriuError(
+                f"CRIU has sent memory of an unknown kind: {message.target:#x}: {_VERSIONS}"
+            )
         self._seen.add(message.target)
         self._open = message.target
         self._next_address = 0
@@ -155,12 +163,14 @@ class PageServer:
     def _take_pages(self, message: _Message) -> None:
         if message.target != self._open or not self._open:
             raise CriuError(
-                f"CRIU has sent pages of {message.target:#x} while {self._open:#x} was under way"
+                f"CRIU has sent pages of {message.target:#x} while {self._open:#x} was under way:"
+                f" {_VERSIONS}"
             )
         if not message.flags & PRESENT or message.flags & ~(PRESENT | LAZY):
             raise CriuError(
                 f"CRIU has sent a piece of memory with the flags {message.flags}: only whole dumps"
-                " can be stored, not what has a parent or is to be fetched later"
+                " can be stored, not what has a parent or is to be fetched later: leave out such"
+                " options"
             )
         nbytes = message.pages * PAGE_BYTES
         if (
@@ -171,7 +181,7 @@ class PageServer:
         ):
             raise CriuError(
                 f"CRIU has sent {message.pages} pages at {message.address:#x}, which cannot be:"
-                f" the last ended at {self._next_address:#x}"
+                f" the last ended at {self._next_address:#x}: {_VERSIONS}"
             )
         self._next_address = message.address + nbytes
         self._missing = nbytes

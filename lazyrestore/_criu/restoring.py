@@ -123,7 +123,10 @@ class Restore:
         image = Image(plan.image)
         checkpoint = Checkpoint.of(image)
         if checkpoint is None:
-            raise NotProcesses(f"{plan.image} has memory, but no processes: there is none to run")
+            raise NotProcesses(
+                f"{plan.image} has memory, but no processes: dump one with"
+                " `lazyrestore dump --process`"
+            )
         self._folder = folder = PrivateFolder.make()
         listening = listen(os.path.join(folder.path, SOCKET_NAME))
         self._daemon.begin(plan.serve, folder, listening, plan.log)

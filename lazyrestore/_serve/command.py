@@ -55,7 +55,12 @@ class CommandNotStarted(LazyRestoreError):
     """
 
     def __init__(self, program: str, error: OSError) -> None:
-        super().__init__(f"cannot start {program}: {error.strerror or error}: check the name")
+        hint = "check the name"
+        if error.errno == errno.EACCES and os.path.isfile(program):
+            hint = f"make it a program: chmod +x {program}"
+        elif error.errno == errno.ENOEXEC:
+            hint = "it begins with no #! line: add one, as #!/bin/sh"
+        super().__init__(f"cannot start {program}: {error.strerror or error}: {hint}")
         self.code = NOT_FOUND if error.errno == errno.ENOENT else NOT_STARTED
 
 

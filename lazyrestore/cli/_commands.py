@@ -14,6 +14,7 @@ EXIT_CODES = (
     ("3", "the image is damaged, cut short, of a newer version, or not one"),
     ("4", "the kernel, or a permission, says no (`lazyrestore doctor` explains)"),
     ("5", "the other side of a connection failed"),
+    ("126, 127", "of `restore --lazy IMAGE -- COMMAND`: it cannot be started; else its own code"),
     ("130, 143", "Ctrl-C, SIGTERM: everything was undone"),
 )
 

@@ -9,11 +9,11 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import typer
 
-from lazyrestore.errors import KernelError, LazyRestoreError
+from lazyrestore.errors import Causes, KernelError, LazyRestoreError
 
 from ._show import one_line, paint
 
@@ -29,8 +29,21 @@ _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 _HINTS = {
     errno.ENOENT: "check the name",
     errno.ENOTDIR: "check the name",
+    errno.EEXIST: "give another name",
+    errno.ENOTEMPTY: "give another name, or empty it",
+    errno.ELOOP: "check the links",
+    errno.ENXIO: "nobody has it open at the other end: start that first",
+    errno.EBUSY: "end its other user",
+    errno.ETXTBSY: "end its other user",
+    errno.ENODEV: "give a regular file",
+    errno.EFBIG: "raise the limit (ulimit -f), or write to another file system",
+    errno.EAGAIN: "try again, or raise the limit (ulimit -u)",
+    errno.ETIMEDOUT: "try again: the other side does not answer",
+    errno.ESTALE: "the server has another file there now: open it again",
+    errno.ECONNREFUSED: "nobody listens there: start the service",
+    errno.EADDRINUSE: "another program listens there: give another",
     errno.EBADF: "it is closed; redirect it",
-    errno.ESPIPE: "an image is a regular file",
+    errno.ESPIPE: "give a regular file: an image is read at many places",
     errno.EACCES: "ask its owner for the right, or be another user",
     errno.EPERM: "be another user",
     errno.EISDIR: "give the name of a file",
@@ -39,6 +52,7 @@ _HINTS = {
     errno.EDQUOT: "free some space, or write elsewhere",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EMFILE: "raise the limit (ulimit -n)",
+    errno.ENFILE: "raise the limit (fs.file-max)",
     errno.ENOMEM: "free some memory",
     errno.EIO: "check the disk, and take another copy",
 }
@@ -48,6 +62,16 @@ class UsageError(LazyRestoreError):
     """The arguments do not go together, or one of them cannot be."""
 
     exit_code = USAGE
+    causes: ClassVar[Causes] = (
+        (
+            "An option that is not there, is for something else, or lacks another.",
+            "The message names it; `lazyrestore COMMAND --help` has all, and examples.",
+        ),
+        (
+            "The image has several regions, and none was named.",
+            "Add `--region NAME`; `lazyrestore ls IMAGE` has the names.",
+        ),
+    )
 
 
 class Terminated(BaseException):
@@ -210,14 +234,21 @@ def _lesser_way(error: LazyRestoreError, arguments: Sequence[str]) -> str:
 def _explain_parser(error: BaseException) -> str:
     text = getattr(error, "format_message", error.__str__)().rstrip(".")
     text = " ".join(str(text).split()) or "a command is missing"
+    text = text.replace("is not a valid int", "is not a whole number")
     context = getattr(error, "ctx", None)
     path = getattr(context, "command_path", None) or "lazyrestore"
-    return f"{text}; see '{path} --help'"
+    return f"{text}{' See' if text.endswith('?') else '; see'} '{path} --help'"
 
 
 def _explain_os_error(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
-    text = f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
     hint = _HINTS.get(error.errno or 0)
+    text = reason
+    if error.filename is not None:
+        name = str(error.filename) if isinstance(error.filename, int) else error.filename
+        text = f"{os.fsdecode(name) or repr('')}: {reason}"
+        folder = os.path.dirname(os.fsdecode(name))
+        if error.errno == errno.ENOENT and folder and not os.path.isdir(folder):
+            hint = f"there is no folder {folder}: make it, or check the name"
     # Some say it already.
     return f"{text}: {hint}" if hint and ":" not in reason else text

@@ -277,7 +277,10 @@ def export(
     ):
         checkpoint = Checkpoint.of(opened)
         if checkpoint is None:
-            raise NotProcesses(f"{image} has memory, but no processes: --criu is for those")
+            raise NotProcesses(
+                f"{image} has memory, but no processes: leave out --criu, or dump one"
+                " with `lazyrestore dump --process`"
+            )
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.listdir(folder):
             raise _usage(f"{folder} is not empty: give a new folder, or empty it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 TYPE_CHECKING = False
@@ -146,11 +147,13 @@ def print_histogram(title: str, rows: Sequence[tuple[float, float, int]]) -> Non
     # The empty ones between are shown: a gap in the times shall be seen.
     counts = {start: (end, number) for start, end, number in rows}
     start, last = min(counts), max(counts)
+    whole, little = ("█", "▏") if can_print("█▏", sys.stdout) else ("#", ".")
     print(f"  {title}")
     while start <= last:
         end, number = counts.get(start, (max(1.0, start * 2), 0))
-        bar = "█" * (number * 40 // most) or ("▏" if number else "")
-        print(f"    {f'{duration_bound(start)} to {duration_bound(end)}':<18} {number:>9}  {bar}")
+        bar = whole * (number * 40 // most) or (little if number else "")
+        times = f"{duration_bound(start)} to {duration_bound(end)}"
+        print(f"    {times:<18} {number:>9}  {bar}".rstrip())
         start = end
 
 

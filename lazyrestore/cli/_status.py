@@ -21,6 +21,10 @@ _QUESTION = b'{"type":"status"}'
 
 Fields = Mapping[str, object]
 
+_NO_SERVICE = (
+    "does not answer as lazyrestore serve does: give the socket of one, and of this version"
+)
+
 
 class ServiceGone(RemoteError):
     """Nobody listens there, or it does not answer: it may come again."""
@@ -42,19 +46,24 @@ def ask(path: str) -> Fields:
                 connection.sendall(_QUESTION)
             data = _read_all(connection, path)
     except TimeoutError:
-        raise ServiceGone(f"{path} does not answer within {ANSWER_S:g} s") from None
+        raise ServiceGone(
+            f"{path} does not answer within {ANSWER_S:g} s: is it stopped, or is"
+            " the machine busy? try again"
+        ) from None
     except OSError as error:
         _explain(path, error)
     if not data:
-        raise ServiceGone(f"{path} closed the connection without an answer: its service ends")
+        raise ServiceGone(
+            f"{path} closed the connection without an answer: its service ends, so start it again"
+        )
     try:
         answer = json.loads(data)
     except ValueError:
-        raise RemoteError(f"{path} does not answer as lazyrestore serve does") from None
+        raise RemoteError(f"{path} {_NO_SERVICE}") from None
     if isinstance(answer, dict) and isinstance(refused := answer.get("error"), dict):
         raise RemoteError(f"{path} refuses: {refused.get('message')}")
     if not isinstance(answer, dict) or answer.get("type") != "status":
-        raise RemoteError(f"{path} does not answer as lazyrestore serve does")
+        raise RemoteError(f"{path} {_NO_SERVICE}")
     return answer
 
 
@@ -74,7 +83,10 @@ def _read_all(connection: socket.socket, path: str) -> bytes:
         pieces.append(piece)
         size += len(piece)
         if size > _ANSWER_BYTES_MAX:
-            raise RemoteError(f"{path} answers with more than {_ANSWER_BYTES_MAX >> 20} MiB")
+            raise RemoteError(
+                f"{path} answers with more than {_ANSWER_BYTES_MAX >> 20} MiB,"
+                " as no service of ours does: give the socket of one"
+            )
         if time.monotonic() > deadline:
             raise TimeoutError
     return b"".join(pieces)
@@ -82,9 +94,18 @@ def _read_all(connection: socket.socket, path: str) -> bytes:
 
 def _explain(path: str, error: OSError) -> NoReturn:
     if error.errno == errno.ENOENT:
-        raise ServiceGone(f"there is no socket at {path}: no service listens there") from None
+        raise ServiceGone(
+            f"there is no socket at {path}, so no service listens there: start `lazyrestore serve"
+            f" IMAGE --socket {path}`"
+        ) from None
     if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):
-        raise ServiceGone(f"nobody listens at {path}: its service has ended") from None
+        if os.path.isfile(path):
+            raise RemoteError(
+                f"{path} is no socket: give one that `lazyrestore serve` listens at"
+            ) from None
+        raise ServiceGone(
+            f"nobody listens at {path}: its service has ended, start it again"
+        ) from None
     if error.errno in (errno.EACCES, errno.EPERM):
         raise RemoteError(
             f"not allowed to connect to {path}: be the service's own user, or root"

@@ -115,7 +115,10 @@ def dump(
             " --criu DIR"
         )
     if process is None and (leave_running or criu_opt or criu_bin is not None):
-        raise UsageError("--leave-running, --criu-opt and --criu-bin are for --process")
+        raise UsageError(
+            "--leave-running, --criu-opt and --criu-bin are for --process: add that, or leave them"
+            " out"
+        )
     if ranges and pid is None:
         raise UsageError("--range is for --pid: all else is dumped as a whole")
     if process is not None:

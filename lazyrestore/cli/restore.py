@@ -336,7 +336,9 @@ def _refuse_memory(image: str, name: str, *, lazy: bool) -> NoReturn:
     if not lazy:
         raise UsageError(f"{name} is for running processes again: add --lazy, or leave it out")
     with Image(image):  # what cannot be opened says so itself
-        raise UsageError(f"{name} is for images of processes, and {image} is one of memory alone")
+        raise UsageError(
+            f"{name} is for images of processes, and {image} is one of memory alone: leave it out"
+        )
 
 
 def _serve(

@@ -167,7 +167,9 @@ class _Reader:
         if count == 0:
             raise self.refuse("has no memory in it: it is a core file without segments")
         if entry != _PHDR.size:
-            raise self.refuse(f"is damaged: its program headers are said to have {entry} bytes")
+            raise self.refuse(
+                f"is damaged: its program headers are said to have {entry} bytes: take another copy"
+            )
         if count > SEGMENTS_MAX:
             raise self.refuse(f"has {count} segments: at most {SEGMENTS_MAX} can be read")
         if offset + count * _PHDR.size > self.size:
@@ -224,7 +226,9 @@ class _Reader:
         elif segment.offset + segment.file_bytes > 1 << 64:
             why = "lies outside of any file"
         if why:
-            raise self.refuse(f"is damaged: its segment at {segment.address:x} {why}")
+            raise self.refuse(
+                f"is damaged: its segment at {segment.address:x} {why}: take another copy"
+            )
 
     def check_overlap(self, segments: list[Segment]) -> None:
         ordered = sorted(segments)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,28 @@ def test_each_class_has_its_base_its_exit_code_and_a_docstring(name):
     assert base in kind.__bases__
     assert kind.exit_code == code
     assert kind.__doc__
+
+
+@pytest.mark.parametrize("name", TREE)
+def test_each_class_has_causes_and_what_helps(name):
+    """Its own, in sentences"""
+    kind = getattr(errors, name)
+    assert "causes" in vars(kind)
+    assert kind.causes
+    for cause, remedy in kind.causes:
+        assert cause.endswith("."), cause
+        assert remedy.endswith("."), remedy
+
+
+def test_the_page_is_made_from_the_classes():
+    docs = Path(__file__).parents[2] / "docs"
+    spec = importlib.util.spec_from_file_location("make_errors", docs / "make_errors.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (docs / "errors.md").read_text(encoding="utf-8")
+    assert page == module.make(), "docs/errors.md is not what errors.py says: docs/make_cli.py"
+    for name in TREE:
+        assert f"\n### {name}\n" in page
 
 
 def test_there_are_no_others():
