@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -201,8 +202,8 @@ def _write_data_pages(image_path: Path, raw: Path, nbytes: int) -> None:
             raise RuntimeError(f"{image_path} is {left} bytes short")
 
 
-def write_numeric(path: Path, nbytes: int) -> None:
-    """Arrays as programs have them: sensors, times, labels, counts, embeddings, a sparse matrix."""
+def numeric_arrays(nbytes: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays as programs have them, about `nbytes` in all."""
     chance = np.random.default_rng(1)
     share = nbytes // 8
     rows = share // 8
@@ -218,10 +219,24 @@ def write_numeric(path: Path, nbytes: int) -> None:
     sparse = np.zeros(rows, dtype=np.float64)
     places = chance.integers(0, rows, rows // 20)
     sparse[places] = chance.standard_normal(len(places))
-    arrays = (sensors, times, labels, counts, ids, embeddings, prices, sparse)
+    return {
+        "sensors": sensors,
+        "times": times,
+        "labels": labels,
+        "counts": counts,
+        "ids": ids,
+        "embeddings": embeddings,
+        "prices": prices,
+        "sparse": sparse,
+    }
+
+
+def write_numeric(path: Path, nbytes: int) -> None:
+    """These one after another."""
+    share = nbytes // 8
     with open(path, "wb") as file:
         left = nbytes
-        for array in arrays:
+        for array in numeric_arrays(nbytes).values():
             data = array.tobytes()[: min(share, left)]
             file.write(data)
             left -= len(data)
