@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import BinaryIO
@@ -120,6 +121,8 @@ class Runner:
         # Before the shell is started: it gets CRIU's path.
         self._lacking = {step.name: why_not(step.name) for step in page.steps if step.kind == "if"}
         self._shell = Worker(["bash", "--norc", str(script)], None)
+        self._workers = {self._shell.process.pid}
+        threading.Thread(target=reap_orphans, args=(self._workers,), daemon=True).start()
 
     def run(self) -> None:
         lacking: str | None = None
@@ -161,6 +164,7 @@ class Runner:
         if self._python is None:
             with self._printed.open("wb") as output:
                 self._python = Worker([program, "-c", INTERPRETER], output, folder)
+            self._workers.add(self._python.process.pid)
         before = self._printed.stat().st_size
         request = f"{path}\t{self._page.path}\t{step.line}\t{folder}"
         status = self._python.ask(request, self._limit_s)
@@ -173,6 +177,17 @@ class Runner:
         path.write_text(f"{command}; (exit $last_status)\n", encoding="utf-8")
         self._shell.ask(f"{path} {path}.out", self._limit_s)
         return Path(f"{path}.out").read_text(encoding="utf-8").splitlines()
+
+
+def reap_orphans(workers: set[int]) -> None:
+    """What a block has left in the background, and has ended, is waited for, as init would: its
+    number is free then, which restored processes need. Ends with the first worker."""
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            if ended is None or ended.si_pid in workers:
+                return
+            os.waitpid(ended.si_pid, 0)
 
 
 def end_descendants() -> None:

@@ -30,6 +30,8 @@ PAGES = [
     "docs/arrays.md",
     "docs/containers.md",
     "docs/permissions.md",
+    "docs/processes.md",
+    "docs/serving.md",
     "docs/working-sets.md",
 ]
 
@@ -55,6 +57,7 @@ def tools(tmp_path: Path) -> dict[str, str]:
         "PYTHONPATH": str(REPOSITORY),
         "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", f"{cache}/pip"),
         "COLUMNS": "80",
+        "LC_ALL": "C.UTF-8",
     }
     environment.pop("VIRTUAL_ENV", None)
     return environment
