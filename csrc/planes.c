@@ -53,10 +53,44 @@ typedef uint8_t vector __attribute__((vector_size(VECTOR_BYTES)));
 #define ODD_BYTES(a, b)                                                                            \
 	__builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
 
-/* Inlined with each width as a constant, so that the loops within are unrolled and the vectors stay
- * in registers. */
-#define INLINE   static inline __attribute__((always_inline))
+/* Inlined with each width as a constant, so that the loops are unrolled and the vectors stay in
+ * registers. gcc has to be told; clang does it by itself, and too late if it is told. */
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLLED
+#else
 #define UNROLLED _Pragma("GCC unroll 8")
+#endif
+
+/* The two halves of some vectors, interleaved. */
+INLINE void interleave(vector *vectors, const uint32_t count)
+{
+	vector to[8];
+
+	UNROLLED
+	for (uint32_t k = 0; k < count / 2; k++) {
+		to[2 * k] = INTERLEAVE_LOW(vectors[k], vectors[k + count / 2]);
+		to[2 * k + 1] = INTERLEAVE_HIGH(vectors[k], vectors[k + count / 2]);
+	}
+	UNROLLED
+	for (uint32_t k = 0; k < count; k++)
+		vectors[k] = to[k];
+}
+
+/* The way back: even bytes to the first half, odd ones to the second. */
+INLINE void part(vector *vectors, const uint32_t count)
+{
+	vector to[8];
+
+	UNROLLED
+	for (uint32_t k = 0; k < count / 2; k++) {
+		to[k] = EVEN_BYTES(vectors[2 * k], vectors[2 * k + 1]);
+		to[k + count / 2] = ODD_BYTES(vectors[2 * k], vectors[2 * k + 1]);
+	}
+	UNROLLED
+	for (uint32_t k = 0; k < count; k++)
+		vectors[k] = to[k];
+}
 
 INLINE size_t join_vectors(const uint8_t *planes, size_t count, const uint32_t width,
 			   uint8_t *ret_data)
@@ -64,25 +98,19 @@ INLINE size_t join_vectors(const uint8_t *planes, size_t count, const uint32_t w
 	size_t at = 0;
 
 	for (; count - at >= VECTOR_BYTES; at += VECTOR_BYTES) {
-		vector from[8], to[8];
+		vector vectors[8];
 
 		UNROLLED
 		for (uint32_t k = 0; k < width; k++)
-			memcpy(&from[k], planes + k * count + at, VECTOR_BYTES);
-		UNROLLED
-		for (uint32_t round = 1; round < width; round *= 2) {
-			UNROLLED
-			for (uint32_t k = 0; k < width / 2; k++) {
-				to[2 * k] = INTERLEAVE_LOW(from[k], from[k + width / 2]);
-				to[2 * k + 1] = INTERLEAVE_HIGH(from[k], from[k + width / 2]);
-			}
-			UNROLLED
-			for (uint32_t k = 0; k < width; k++)
-				from[k] = to[k];
-		}
+			memcpy(&vectors[k], planes + k * count + at, VECTOR_BYTES);
+		interleave(vectors, width);
+		if (width >= 4)
+			interleave(vectors, width);
+		if (width == 8)
+			interleave(vectors, width);
 		UNROLLED
 		for (uint32_t k = 0; k < width; k++)
-			memcpy(ret_data + at * width + k * VECTOR_BYTES, &from[k], VECTOR_BYTES);
+			memcpy(ret_data + at * width + k * VECTOR_BYTES, &vectors[k], VECTOR_BYTES);
 	}
 	return at;
 }
@@ -93,25 +121,19 @@ INLINE size_t split_vectors(const uint8_t *data, size_t count, const uint32_t wi
 	size_t at = 0;
 
 	for (; count - at >= VECTOR_BYTES; at += VECTOR_BYTES) {
-		vector from[8], to[8];
+		vector vectors[8];
 
 		UNROLLED
 		for (uint32_t k = 0; k < width; k++)
-			memcpy(&from[k], data + at * width + k * VECTOR_BYTES, VECTOR_BYTES);
-		UNROLLED
-		for (uint32_t round = 1; round < width; round *= 2) {
-			UNROLLED
-			for (uint32_t k = 0; k < width / 2; k++) {
-				to[k] = EVEN_BYTES(from[2 * k], from[2 * k + 1]);
-				to[k + width / 2] = ODD_BYTES(from[2 * k], from[2 * k + 1]);
-			}
-			UNROLLED
-			for (uint32_t k = 0; k < width; k++)
-				from[k] = to[k];
-		}
+			memcpy(&vectors[k], data + at * width + k * VECTOR_BYTES, VECTOR_BYTES);
+		part(vectors, width);
+		if (width >= 4)
+			part(vectors, width);
+		if (width == 8)
+			part(vectors, width);
 		UNROLLED
 		for (uint32_t k = 0; k < width; k++)
-			memcpy(ret_planes + k * count + at, &from[k], VECTOR_BYTES);
+			memcpy(ret_planes + k * count + at, &vectors[k], VECTOR_BYTES);
 	}
 	return at;
 }
