@@ -206,6 +206,7 @@ def _print(report: DumpReport, verbose: bool) -> None:
     data = size(report.data_bytes)
     if report.duplicate_bytes:
         data += f", of which {size(report.duplicate_bytes)} are repeats, stored once"
+    planes = ", with byte planes" if any(region.planes for region in report.regions) else ""
     fields = []
     if report.processes:
         fields.append(("processes", _processes(report)))
@@ -215,7 +216,7 @@ def _print(report: DumpReport, verbose: bool) -> None:
         ("data", data),
         ("zero pages", size(report.zero_bytes)),
         ("untouched", size(report.hole_bytes)),
-        ("image", f"{size(report.stored_bytes)}, ratio {report.ratio:.2f}"),
+        ("image", f"{size(report.stored_bytes)}, ratio {report.ratio:.2f}{planes}"),
         ("time", took),
         ("digest", report.digest),
     ]

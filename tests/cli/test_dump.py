@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import pty
+import random
 import resource
 import signal
 import subprocess
@@ -117,6 +119,32 @@ def test_options_reach_the_image(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+def test_byte_planes(tmp_path: Path) -> None:
+    """A file holds anything, so it must be said; the content is the same"""
+    chance = random.Random(1)
+    numbers = array.array("d", (chance.gauss(0, 0.02) for _ in range(100_000)))
+    (tmp_path / "raw").write_bytes(numbers)
+    found = {}
+    for options in ([], ["none"], ["auto"], ["2"], ["4"], ["8"]):
+        given = ["--byte-planes", *options] if options else []
+        report = json.loads(
+            run("dump", "--file", tmp_path / "raw", tmp_path / "x", *given, "--json").ok().out
+        )
+        (region,) = report["regions"]
+        found["".join(options)] = region["planes"], report["stored_bytes"], report["digest"]
+    assert {key: planes for key, (planes, _, _) in found.items()} == {
+        **dict.fromkeys(["", "none", "auto"], 0),
+        "2": 2,
+        "4": 4,
+        "8": 8,
+    }
+    assert found["8"][1] < 0.95 * found["none"][1]
+    assert len({digest for _, _, digest in found.values()}) == 1
+    assert (tmp_path / "x").stat().st_size == found["8"][1]
+    shown = run("dump", "--file", tmp_path / "raw", tmp_path / "x", "--byte-planes", "8").ok().out
+    assert ", with byte planes\n" in shown
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -132,6 +160,8 @@ def test_options_reach_the_image(tmp_path: Path) -> None:
         (["--file", "/etc/passwd", "--level", "23"], ["-7 to 22"]),
         (["--file", "/etc/passwd", "--level", "high"], ["--level"]),
         (["--file", "/etc/passwd", "--threads", "257"], ["256"]),
+        (["--file", "/etc/passwd", "--byte-planes", "3"], ["--byte-planes", "2, 4 or 8", "'3'"]),
+        (["--file", "/etc/passwd", "--byte-planes", ""], ["--byte-planes", "auto"]),
         (["--pid", "none"], ["--pid"]),
         (["--pid", "0"], ["pid"]),
         (["--pid", "-5"], ["pid"]),

@@ -152,6 +152,16 @@ def test_they_are_not_taken_where_they_do_not_pay(tmp_path: Path) -> None:
     assert plain.stored_bytes == report.stored_bytes
 
 
+def test_they_are_taken_where_most_of_them_need_no_decoding(tmp_path: Path) -> None:
+    """Sorted ids: three planes are noise, three are alike; a little larger, and sooner decoded"""
+    ids = numpy.sort(numpy.random.default_rng(SEED).integers(0, 1 << 40, 1 << 23))[: MIB // 2]
+    plain = lazyrestore.dump({"ids": ids}, tmp_path / "plain.lzr", byte_planes="none")
+    report = lazyrestore.dump({"ids": ids}, tmp_path / "image.lzr")
+    assert plain.stored_bytes < report.stored_bytes < 17 / 16 * plain.stored_bytes
+    assert report.regions[0].planes == 8
+    check(tmp_path / "image.lzr", "ids", ids.tobytes())
+
+
 def test_they_are_chosen_anew_along_a_region(tmp_path: Path) -> None:
     """A file of parts: each MiB is looked at by itself."""
     text = (b"some text that repeats itself; " * 40_000)[:MIB]
