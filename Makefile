@@ -145,7 +145,7 @@ docs: | check-python
 	@echo "build/site/index.html"
 
 # Installed where that is allowed; without them some rows say that they were not measured.
-bench-tools:
+bench-tools: $(dev)
 	@missing=""; \
 	for entry in zstd:zstd squashfs-tools:mksquashfs strace:strace; do \
 		command -v "$${entry#*:}" >/dev/null 2>&1 || missing="$$missing $${entry%%:*}"; done; \
@@ -153,6 +153,10 @@ bench-tools:
 		echo "installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } \
 			>/dev/null || echo "could not install$$missing" >&2; fi
+	@# The weights of a network, which that package has; of the others that it needs, nothing is used.
+	@{ $(bin)/pip install --quiet --disable-pip-version-check 'blosc2>=3' \
+		&& $(bin)/pip install --quiet --disable-pip-version-check --no-deps 'rapidocr-onnxruntime>=1.4,<2'; \
+		} || echo "could not install blosc2 and rapidocr-onnxruntime" >&2
 
 lint: $(dev) native
 	$(bin)/ruff check

@@ -90,6 +90,11 @@ def processes(found: Found) -> str:
     return _all_of(found, r"W\d")
 
 
+def planes(found: Found) -> str:
+    """Byte planes."""
+    return _all_of(found, r"P4")
+
+
 def _all_of(found: Found, pattern: str) -> str:
     """Rows with a target and without; a line that says so where a run had none yet."""
     shown = [row for row in found["rows"] if re.match(pattern, row["row"])]
@@ -183,7 +188,7 @@ def note(found: Found, *which: str) -> str:
 FILLERS: dict[str, Callable[..., str]] = {
     filler.__name__: filler
     for filler in (
-        *(machine, targets, missed, serving, processes),
+        *(machine, targets, missed, serving, processes, planes),
         *(rows, parts, calls, ours, peer, ratio, note),
     )
 }
