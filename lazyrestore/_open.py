@@ -206,7 +206,7 @@ class Image:
         # Not str(): of lists in lists in lists that is a RecursionError.
         value = header.get(key, "")
         if not isinstance(value, str):
-            raise ImageError(f"{self.path}: {key} of its header is not a text: take another copy")
+            raise ImageError(f"{self.path}: in its header, {key} is not a text: take another copy")
         return value
 
     def metadata(self, name: str) -> dict[str, object]:
