@@ -41,10 +41,10 @@ class Bench:
         """Turns of rows that are only shown."""
         return min(3, self.repeats)
 
-    def child(self, task: str, **arguments: Any) -> dict[str, Any]:
-        """Run a task of `child.py` in a fresh process."""
+    def child(self, task: str, *, module: str = "child", **arguments: Any) -> dict[str, Any]:
+        """Run a task of `child.py`, or of another module, in a fresh process."""
         given = {name: _plain(value) for name, value in arguments.items()}
-        command = [sys.executable, "-m", "benchmarks.child", task, json.dumps(given)]
+        command = [sys.executable, "-m", f"benchmarks.{module}", task, json.dumps(given)]
         try:
             done = subprocess.run(
                 command,
@@ -71,7 +71,9 @@ class Bench:
 
 
 def _plain(value: object) -> object:
-    return value if isinstance(value, (int, float, str, bool, list, type(None))) else str(value)
+    return (
+        value if isinstance(value, (int, float, str, bool, list, dict, type(None))) else str(value)
+    )
 
 
 Group = Callable[[Bench], Iterator[Row]]

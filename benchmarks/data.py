@@ -47,7 +47,7 @@ class Data:
     def pages(self) -> int:
         return self.nbytes // PAGE
 
-    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+    def made(self, name: str, make: Callable[[Path], object]) -> Path:
         path = self.folder / name
         if not path.exists():
             self._say(f"making {name} ...")
@@ -60,7 +60,7 @@ class Data:
         """The bytes themselves."""
         makers = {"python": _process_maker("objects"), "database": _process_maker("database")}
         make = makers.get(name, write_numeric)
-        return self._made(f"{name}.raw", lambda path: make(path, self.nbytes))
+        return self.made(f"{name}.raw", lambda path: make(path, self.nbytes))
 
     def image(self, name: str, cluster_size: int = 65536, level: int = 3) -> Path:
         """One region "memory"."""
@@ -70,13 +70,13 @@ class Data:
             source = lazyrestore.RawFile(self.raw(name))
             lazyrestore.dump(source, path, cluster_size=cluster_size, level=level)
 
-        return self._made(f"{name}-{kib}k{suffix}.lzr", make)
+        return self.made(f"{name}-{kib}k{suffix}.lzr", make)
 
     def zst(self, name: str) -> Path:
         """As `zstd -3 -T2` makes it."""
         if shutil.which("zstd") is None:
             raise NotMeasuredError("zstd is missing: apt-get install zstd")
-        return self._made(
+        return self.made(
             f"{name}.zst",
             lambda path: _run(["zstd", "-3", "-T2", "-q", "-f", "-o", path, self.raw(name)]),
         )
@@ -86,7 +86,7 @@ class Data:
         if shutil.which("mksquashfs") is None:
             raise NotMeasuredError("mksquashfs is missing: apt-get install squashfs-tools")
         options = ["-comp", "zstd", "-Xcompression-level", "3", "-b", "131072", "-noappend"]
-        return self._made(
+        return self.made(
             f"{name}.squashfs",
             lambda path: _run(["mksquashfs", self.raw(name), path, *options, "-quiet"]),
         )
@@ -98,7 +98,7 @@ class Data:
             with open(path, "wb") as file:
                 np.savez_compressed(file, memory=np.fromfile(self.raw(name), dtype=np.uint8))
 
-        return self._made(f"{name}.npz", make)
+        return self.made(f"{name}.npz", make)
 
     def large(self, nbytes: int) -> Path:
         """All data sets, over and over until there is enough, no two clusters of which are alike.
@@ -120,11 +120,11 @@ class Data:
                         left -= len(piece)
                     turn += 1
 
-        return self._made(f"large-{nbytes // MIB}m.lzr", make)
+        return self.made(f"large-{nbytes // MIB}m.lzr", make)
 
     def sparse(self, nbytes: int) -> Path:
         """1 MiB of text at each GiB, and zeros between."""
-        return self._made(
+        return self.made(
             f"sparse-{nbytes // MIB}m.lzr", lambda path: write_sparse_image(str(path), nbytes)
         )
 
@@ -140,7 +140,7 @@ class Data:
                     image.write(data[number << 16 : (number + 1) << 16])
                     image.zero(step - 65536)
 
-        return self._made(f"spread-{nbytes // MIB}m.lzr", make)
+        return self.made(f"spread-{nbytes // MIB}m.lzr", make)
 
     def zeros(self, pages: int) -> Path:
         """Nothing but pages of zeros."""
@@ -150,7 +150,7 @@ class Data:
                 image.add_region("memory")
                 image.zero(pages * PAGE)
 
-        return self._made(f"zeros-{pages}.lzr", make)
+        return self.made(f"zeros-{pages}.lzr", make)
 
 
 def _run(command: list[str | Path]) -> None:

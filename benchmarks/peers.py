@@ -48,10 +48,10 @@ def in_memory(name: str) -> Path:
     return SHM / f"lazyrestore-bench-{os.getpid()}-{name}"
 
 
-def timed(*command: str | Path) -> float:
+def timed(*command: str | Path, environment: dict[str, str] | None = None) -> float:
     """Wall time of a command, in microseconds."""
     begin = time.perf_counter_ns()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return (time.perf_counter_ns() - begin) / 1000
 
 
