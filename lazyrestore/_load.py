@@ -30,6 +30,7 @@ def load(
     names: Iterable[str] | None = None,
     lazy: bool | Literal["auto"] = "auto",
     prefetch: str = "auto",
+    privilege: str = "full",
 ) -> Arrays:
     """Restore an image as a mapping from names to numpy arrays.
 
@@ -46,6 +47,9 @@ def load(
         names: the regions that are wanted; None: all.
         lazy: as of `restore`.
         prefetch: as of `restore`.
+        privilege: as of `restore`: with "auto" arrays are lazy also for who has no right to a full
+            userfaultfd, but cannot be handed to system calls (`tofile`, sockets) before they are
+            populated.
 
     Returns:
         Arrays: a mapping, in dump order or that of `names`, and a context manager.
@@ -70,11 +74,12 @@ def load(
 
         require("numpy", "numpy", "lazyrestore.load()")
     check_ahead(lazy, prefetch)
+    serving = Serving(privilege)
     image = Image(path)
-    remember(image, {"lazy": lazy, "prefetch": prefetch})
+    remember(image, {"lazy": lazy, "prefetch": prefetch, "privilege": privilege})
     only = None if names is None else tuple(dict.fromkeys(names))
     session = map_image(
-        image, lazy=lazy, prefetch=prefetch, serving=Serving(), only=only, on_demand=True
+        image, lazy=lazy, prefetch=prefetch, serving=serving, only=only, on_demand=True
     )
     return Arrays(session, mode)
 

@@ -161,7 +161,7 @@ def test_structures(name, tmp_path):
     ],
     ids=lambda array: f"{array.dtype.str}-{array.shape}"[:40],
 )
-@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("lazy", ["auto", False])
 def test_other_arrays(array, lazy, tmp_path):
     assert_same(round_trip(array, tmp_path, lazy=lazy), array)
 
@@ -204,7 +204,7 @@ def test_metadata_of_a_dtype_is_dropped_with_a_warning(name, tmp_path):
     array = numpy.ones(10, METADATA[name])
     with pytest.warns(UserWarning, match="'a': the metadata of its dtype is not kept") as warned:
         again = round_trip(array, tmp_path)
-    assert [one.filename for one in warned] == [__file__]
+    assert [one.filename for one in warned if one.category is UserWarning] == [__file__]
     assert again.dtype == array.dtype
     assert again.tobytes() == array.tobytes()
     assert again.dtype.metadata is None
@@ -299,7 +299,10 @@ def test_what_cannot_be_kept_is_refused(array, why, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(numpy, "dtypes"), reason="this numpy has no StringDType")
+@pytest.mark.skipif(
+    not hasattr(getattr(numpy, "dtypes", None), "StringDType"),
+    reason="this numpy has no StringDType",
+)
 def test_strings_of_any_length_are_refused(tmp_path):
     array = numpy.array(["a", "long" * 100], dtype=numpy.dtypes.StringDType())
     with pytest.raises(TypeError, match="fixed-length strings"):

@@ -12,6 +12,8 @@ from restore_support import mapping_at, run_in_child
 
 import lazyrestore
 
+pytestmark = pytest.mark.uffd
+
 ARRAYS = {
     "numbers": numpy.arange(200_000, dtype="f4").reshape(400, 500),
     "fortran": numpy.asfortranarray(numpy.arange(6000.0).reshape(60, 100)),
@@ -106,10 +108,18 @@ def test_modes(path):
             lazyrestore.load(path, mode=mode)
 
 
-@pytest.mark.parametrize(("option", "value"), [("lazy", "yes"), ("prefetch", "some")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("lazy", "yes"), ("prefetch", "some"), ("privilege", "none")]
+)
 def test_other_arguments_that_cannot_be(path, option, value):
     with pytest.raises(ValueError, match=f"{option} is '{value}'"):
         lazyrestore.load(path, **{option: value})
+
+
+def test_with_less_privilege(path):
+    with lazyrestore.load(path, privilege="user-mode-only") as arrays:
+        assert arrays["numbers"][399, 499] == 199_999
+        assert arrays.session.stats().privilege == "user-mode-only"
 
 
 def test_an_array_outlives_the_mapping(path):
@@ -226,40 +236,36 @@ def test_zeros_cost_nothing_in_a_deep_copy(tmp_path):
 
 
 _FORKS = """
-import os, sys, threading
-import numpy
+import sys, threading
 import lazyrestore
 from fork_support import *
 path = sys.argv[1]
-arrays = lazyrestore.load(path, lazy=True)
-assert arrays["array-0"][0] == 0
-over = threading.Event()
-def maps():
-    # Half-way in mapping something whenever a fork comes.
-    while not over.is_set():
-        with lazyrestore.load(path, lazy=True) as others:
-            for name in others:
-                assert others[name][7] == int(name.partition("-")[2])
-thread = threading.Thread(target=maps)
-thread.start()
-def work():
+def check(arrays):
     for name in arrays:
         assert arrays[name][7] == int(name.partition("-")[2])
+def work(arrays):
+    check(arrays)
     with lazyrestore.load(path, lazy=True) as own:
-        assert own["array-3"][9] == 3
-for _ in range(40):
-    run(work)
-over.set()
-thread.join()
-for name in arrays:
-    assert arrays[name][7] == int(name.partition("-")[2])
+        check(own)
+for number in range(60):
+    with lazyrestore.load(path, lazy=True) as arrays:
+        begun = threading.Event()
+        def maps():
+            for name in arrays:
+                arrays[name]
+                begun.set()
+        thread = threading.Thread(target=maps)
+        thread.start()
+        begun.wait(30)
+        run(work, arrays)  # half-way
+        thread.join()
+        check(arrays)
 """
 
 
-@pytest.mark.uffd
 def test_a_forked_child_maps_what_its_parent_had_not_asked_for(tmp_path):
     path = tmp_path / "x.lzr"
-    lazyrestore.dump({f"array-{i}": numpy.full(5000, i) for i in range(12)}, path)
+    lazyrestore.dump({f"array-{i}": numpy.full(5000, i) for i in range(40)}, path)
     run_in_child(_FORKS, path, timeout=90)
 
 

@@ -67,7 +67,10 @@ def any_arrays(draw):
 
 
 @SETTINGS
-@given(st.dictionaries(st.text(min_size=1, max_size=8), any_arrays(), max_size=3), st.booleans())
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=8), any_arrays(), max_size=3),
+    st.sampled_from(["auto", False]),
+)
 def test_any_arrays_come_back(arrays, lazy):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.lzr"
