@@ -25,6 +25,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OUTSIDE = "source"
 INDEX = "index.md"
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+# A number and its unit stay in one line of a table's narrow cell.
+QUANTITY = re.compile(r"(?<=\d) (?=(?:[KMGT]?i?B(?:/s)?|ns|µs|ms|s|%|×)(?: |$))")
+TABLE_ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
 FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 # What tests/page_blocks.py reads.
 DIRECTIVE = re.compile(r"^<!-- test: .*?-->\n", re.MULTILINE | re.DOTALL)
@@ -64,7 +67,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return match[1] + posixpath.relpath(page_of(target), posixpath.dirname(here)) + match[3]
 
-    return outside_fences(DIRECTIVE.sub("", markdown), lambda text: LINK.sub(replace, text))
+    def change(text: str) -> str:
+        text = LINK.sub(replace, text)
+        return TABLE_ROW.sub(lambda row: QUANTITY.sub("\N{NO-BREAK SPACE}", row[0]), text)
+
+    return outside_fences(DIRECTIVE.sub("", markdown), change)
 
 
 def path_of(page: str) -> str:
