@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "blake3_round.h"
+#include "cpu.h"
 
 #if defined(__has_builtin) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #if __has_builtin(__builtin_shufflevector)
@@ -116,9 +117,9 @@ unsigned lr_blake3_ways(unsigned ret_lanes[LR_BLAKE3_WAYS_MAX])
 #ifdef HAS_VECTORS
 	ret_lanes[count++] = 4;
 #if defined(__x86_64__)
-	if (__builtin_cpu_supports("avx2"))
+	if (lr_cpu_has(LR_CPU_AVX2))
 		ret_lanes[count++] = 8;
-	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"))
+	if (lr_cpu_has(LR_CPU_AVX512))
 		ret_lanes[count++] = 16;
 #endif
 #endif

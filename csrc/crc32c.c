@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "cpu.h"
+
 #define POLYNOMIAL 0x82f63b78u /* 0x1edc6f41 reflected */
 
 /* What four shifts make of a nibble. The compiler computes the table, so nothing has to be set up
@@ -62,21 +64,10 @@ WITH_CRC static uint32_t by_instruction(uint32_t crc, const void *data, uint64_t
 	return ~(uint32_t)state;
 }
 
-static int have_instruction(void)
-{
-	return __builtin_cpu_supports("sse4.2");
-}
-
 #elif defined(__aarch64__)
 
 #include <arm_acle.h>
-#include <sys/auxv.h>
 
-#ifndef HWCAP_CRC32
-#define HWCAP_CRC32 (1 << 7)
-#endif
-
-/* The first ARMv8 processors need not have it. */
 WITH_CRC static uint32_t by_instruction(uint32_t crc, const void *data, uint64_t bytes)
 {
 	const uint8_t *byte = data;
@@ -92,11 +83,6 @@ WITH_CRC static uint32_t by_instruction(uint32_t crc, const void *data, uint64_t
 	return ~crc;
 }
 
-static int have_instruction(void)
-{
-	return (getauxval(AT_HWCAP) & HWCAP_CRC32) != 0;
-}
-
 #else
 
 static uint32_t by_instruction(uint32_t crc, const void *data, uint64_t bytes)
@@ -104,16 +90,11 @@ static uint32_t by_instruction(uint32_t crc, const void *data, uint64_t bytes)
 	return lr_crc32c_by_table(crc, data, bytes);
 }
 
-static int have_instruction(void)
-{
-	return 0;
-}
-
 #endif
 
 uint32_t lr_crc32c(uint32_t crc, const void *data, uint64_t bytes)
 {
 	/* Asked every time: it is a load and a test, and needs no lock in the fault path. */
-	return have_instruction() ? by_instruction(crc, data, bytes)
-				  : lr_crc32c_by_table(crc, data, bytes);
+	return lr_cpu_has(LR_CPU_CRC32C) ? by_instruction(crc, data, bytes)
+					 : lr_crc32c_by_table(crc, data, bytes);
 }

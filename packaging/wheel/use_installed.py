@@ -76,6 +76,12 @@ def use_the_api(image: Path, state: bytes) -> None:
         need(not opened.verify().damage, "the image is sound")
     with lazyrestore.restore(image, lazy=False) as session:
         need(session["state"][:] == state, "an eager restore has every byte")
+    for width in (2, 4, 8):
+        numbers = b"".join((7 * n).to_bytes(width, "little") for n in range(8000))
+        planes = image.with_name(f"planes-{width}.lzr")
+        lazyrestore.dump(numbers, planes, byte_planes=width)
+        with lazyrestore.open(planes) as opened:
+            need(opened.read("memory") == numbers, f"byte planes of {width} bytes are put back")
     print(f"dumped {len(state) >> 20} MiB as {report.stored_bytes >> 10} KiB, and read them back")
     if EMULATED:
         return

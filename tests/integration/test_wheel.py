@@ -88,6 +88,12 @@ def test_manual_pages_and_completions_come_too(bare, wheel) -> None:
     assert not [name for name in files_of(wheel) if name.endswith(".3")]
 
 
+def test_the_processor_is_asked_by_ourselves() -> None:
+    """By csrc/cpu.c: the compiler of the wheels answers no to its own question, always"""
+    for path in (ROOT / "csrc").glob("*.c"):
+        assert "__builtin_cpu_supports" not in path.read_text(), path.name
+
+
 # ---- What does not -------------------------------------------------------------------------------
 
 LACKS = {
