@@ -48,7 +48,7 @@ def diff(
         a: an image, or the path of one.
         b: the other one.
         regions: names of those to compare; None: all, and the files in the images too.
-        limit: how many ranges are listed for each region; all are counted.
+        limit: how many ranges are listed, the first ones; all are counted.
         threads: how many decode at once; None: one a core.
         progress: called with the bytes that were compared and their total.
 
@@ -117,7 +117,8 @@ class Comparison:
             counts = [-(-pair.length // self.page_size) for pair in self.pairs]
             self.cell_bytes = clusters_per_cell(counts, columns, rows) * self.page_size
             self.drawn = [Drawn(-(-pair.length // self.cell_bytes)) for pair in self.pairs]
-        self._found = [_Found(limit) for _ in self.pairs]
+        self._found = [_Found() for _ in self.pairs]
+        self._room = limit  # for ranges
         self._damage: list[DiffDamage] = []
 
     def run(self, threads: int | None = None, progress: Progress | None = None) -> DiffReport:
@@ -175,7 +176,7 @@ class Comparison:
             if verdict == UNREADABLE:
                 found.unreadable += -(-(end - start) // self.page_size)
             else:
-                found.add(start, end, self.page_size)
+                self._room -= found.add(start, end, self.page_size, is_kept=self._room > 0)
             if self.drawn is not None:
                 self._draw(piece.pair, start, end, verdict)
         for side, lost in outcome.lost:
@@ -201,8 +202,7 @@ class Comparison:
 class _Found:
     """What is known so far of a pair."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._end = -1  # of the last range
         self.bytes = 0
         self.pages = 0
@@ -211,17 +211,20 @@ class _Found:
         self.ranges: list[list[int]] = []
         self.changed: dict[tuple[int, int, int], int] = {}
 
-    def add(self, start: int, end: int, page_size: int) -> None:
-        """Pages that differ, behind all before."""
+    def add(self, start: int, end: int, page_size: int, *, is_kept: bool) -> int:
+        """Pages that differ, behind all before; how many more ranges are listed for them."""
         self.bytes += end - start
         self.pages += -(-(end - start) // page_size)
-        if start != self._end:
-            self.count += 1
-            if self.count <= self._limit:
-                self.ranges.append([start, end - start])
-        elif self.count <= self._limit:
-            self.ranges[-1][1] += end - start
+        is_new = start != self._end
         self._end = end
+        if is_new:
+            self.count += 1
+            if is_kept:
+                self.ranges.append([start, end - start])
+            return int(is_kept)
+        if self.count == len(self.ranges):
+            self.ranges[-1][1] += end - start
+        return 0
 
     def report(
         self,

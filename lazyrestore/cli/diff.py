@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from ._map import Cell, Frame, Style
 
-_LIMIT = 10
+_LIMIT = 20
 _NAMES_SHOWN = 8  # of files
-_NUMBERS = 58  # columns that the table's numbers take
+_WHAT_LEAST = 12  # columns for what a region is
+_PLACES = 36  # that those of ranges do
 # Letter, its stand-in where there is only ASCII, colour (SGR), and what it means.
 _CELLS = (
     ("·", ".", "2", "alike"),
@@ -28,6 +29,14 @@ _CELLS = (
     ("█", "#", "31", "all pages differ"),
     ("!", "!", "1;31", "unreadable"),
 )
+
+
+def _parse_limit(text: str | int) -> int:
+    if isinstance(text, int):  # the default
+        return text
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not a number from 0 on")
+    return int(text)
 
 
 def diff(
@@ -42,7 +51,9 @@ def diff(
     ] = None,
     limit: Annotated[
         int,
-        typer.Option(metavar="N", min=0, help="List at most N ranges of pages for each region."),
+        typer.Option(
+            metavar="N", parser=_parse_limit, help="List at most N ranges of pages that differ."
+        ),
     ] = _LIMIT,
     threads: ThreadsOption = None,
     verbose: Annotated[
@@ -67,6 +78,7 @@ def diff(
 
     from ._map import ROWS, Frame, Style
     from ._progress import Progress
+    from .ls import describe
 
     with (
         Image(a) as one,
@@ -76,12 +88,14 @@ def diff(
         frame = Frame(Style.of_stdout(), [each.name for each in one.regions])
         comparison = Comparison(one, other, region, limit=limit, columns=frame.columns, rows=ROWS)
         report = comparison.run(threads, progress)
+        kept = one.all_metadata()
+        whats = [describe(kept[pair.numbers[0]]) for pair in comparison.pairs]
     if json:
         from ._show import print_json
 
         print_json(report)
     elif not quiet:
-        _print_report(report, comparison, frame, verbose=verbose)
+        _print_report(report, comparison, whats, frame, verbose=verbose)
     if report.damage:
         first = report.damage[0]
         more = f", and {len(report.damage) - 1} more" if len(report.damage) > 1 else ""
@@ -95,7 +109,12 @@ def diff(
 
 
 def _print_report(
-    report: DiffReport, comparison: Comparison, frame: Frame, *, verbose: bool
+    report: DiffReport,
+    comparison: Comparison,
+    whats: Sequence[str],
+    frame: Frame,
+    *,
+    verbose: bool,
 ) -> None:
     from ._show import count, one_line, size
 
@@ -115,13 +134,13 @@ def _print_report(
         )
     _note_zero_pages(report)
     numbers = [number for number, each in enumerate(report.regions) if verbose or _is_drawn(each)]
-    changed = [report.regions[number] for number in numbers]
-    _print_table([each for each in changed if verbose or each.different_pages], frame)
+    listed = [n for n in numbers if verbose or report.regions[n].different_pages]
+    _print_table([report.regions[n] for n in listed], [whats[n] for n in listed], frame)
     _print_changes(report)
     drawn = comparison.drawn or []
     if numbers:
         _print_map(report, [(report.regions[n], drawn[n]) for n in numbers], comparison, frame)
-    _print_ranges(report)
+    _print_ranges(report, frame)
     if report.damage:
         _print_damage(report)
 
@@ -147,8 +166,9 @@ def _note_zero_pages(report: DiffReport) -> None:
         print(f"({count(pages, 'page')} zero in one and untouched in the other: read alike)")
 
 
-def _print_table(regions: Sequence[RegionDiff], frame: Frame) -> None:
-    from ._show import print_table, size
+def _print_table(regions: Sequence[RegionDiff], whats: Sequence[str], frame: Frame) -> None:
+    """Counts of each; what it is where there is room for that."""
+    from ._show import one_line, print_table, size
 
     if not regions:
         return
@@ -160,18 +180,20 @@ def _print_table(regions: Sequence[RegionDiff], frame: Frame) -> None:
             before, _, after = states.partition(", ")
             kind = "emptied" if after != "data" else "changed" if before == "data" else "filled"
             kinds[kind] += number
-        rows.append(
-            (
-                frame.style.shorten(region.name, max(12, frame.style.width - _NUMBERS)),
-                size(region.length),
-                str(region.different_pages),
-                _percent(share),
-                *(str(number) for number in kinds.values()),
-            )
-        )
+        numbers = (str(region.different_pages), _percent(share), *map(str, kinds.values()))
+        rows.append((size(region.length), *numbers))
+    heads = ("compared", "pages", "share", "changed", "filled", "emptied")
+    used = sum(2 + max(map(len, column)) for column in zip(heads, *rows, strict=True))
+    style = frame.style
+    names = [style.shorten(one_line(each.name), max(12, style.width - used)) for each in regions]
+    left = style.width - used - max(map(len, names)) - 2
+    has_whats = any(whats) and left >= _WHAT_LEAST
+    shown = [
+        (name, *row, *((style.shorten(one_line(what), left),) if has_whats else ()))
+        for name, row, what in zip(names, rows, whats, strict=True)
+    ]
     print()
-    heads = ("region", "compared", "pages", "share", *kinds)
-    print_table(heads, rows, right=" ".join(heads[1:]))
+    print_table(("region", *heads, *(("what",) if has_whats else ())), shown, right=" ".join(heads))
 
 
 def _percent(share: float) -> str:
@@ -266,20 +288,21 @@ def _cell(style: Style, kind: int) -> Cell:
     return (plain if style.is_ascii else letter, colour)
 
 
-def _print_ranges(report: DiffReport) -> None:
+def _print_ranges(report: DiffReport, frame: Frame) -> None:
     from ._show import count, print_table
 
-    rows = []
+    rows, left = [], 0
     for region in report.regions:
+        name = frame.style.shorten(region.name, max(12, frame.style.width - _PLACES))
         for offset, length in region.ranges:
             pages = -(-length // report.page_size)
-            rows.append((region.name, f"{offset:#x}", f"{offset + length:#x}", str(pages)))
-        left = region.range_count - len(region.ranges)
-        if left > 0:
-            rows.append((f"({count(left, 'more range')}: --limit)", "", "", ""))
+            rows.append((name, f"{offset:#x}", f"{offset + length:#x}", str(pages)))
+        left += region.range_count - len(region.ranges)
     if rows:
         print()
         print_table(("where", "from", "to", "pages"), rows, right="from to pages")
+    if left:
+        print(f"{'and ' if rows else ''}{count(left, 'more range')}: --limit N lists more")
 
 
 def _print_damage(report: DiffReport) -> None:
