@@ -124,18 +124,16 @@ def _print_image(report: BenchReport) -> None:
         f"  {size(report.measured_bytes)} in clusters of {size(report.cluster_size)};"
         f" medians of {report.repeats} turns"
     )
-    rows = [
-        (
-            f"  {row.what}",
-            row.name,
-            duration(row.us),
-            row.other_name,
-            duration(row.other_us),
-            f"{row.ratio:.3f}" if row.ratio < 0.1 else f"{row.ratio:.2f}",
-        )
-        for row in report.rows
-    ]
-    print_table(("", "ours", "time", "beside", "theirs", "ratio"), rows, right="time theirs ratio")
+    rows: list[tuple[str, ...]] = []
+    what = ""
+    for row in report.rows:
+        if row.what != what:
+            what = row.what
+            rows.append((f"  {what}", "", "", "", ""))
+        ratio = f"{row.ratio:.3f}" if row.ratio < 0.1 else f"{row.ratio:.2f}"
+        times = (duration(row.us), row.other_name, duration(row.other_us))
+        rows.append((f"    {row.name}", *times, ratio))
+    print_table(("  ours", "time", "beside", "theirs", "ratio"), rows, right="time theirs ratio")
     pages = report.cluster_size // 4096
     print(
         f"  (a fault of ours brings a cluster, of up to {count(pages, 'page')}; hello's, one page)"
