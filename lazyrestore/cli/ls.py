@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
 
 from ._arguments import ImageArgument, JsonOption
+
+_DTYPE = re.compile(r"([<>|=]?)([biufcmMSUV])([0-9]{1,9})(\[[^\]]*\])?")
+_NUMBERS = {"b": "bool", "i": "int", "u": "uint", "f": "float", "c": "complex"}
+_OTHERS = {"m": "timedelta64", "M": "datetime64", "S": "bytes", "U": "str", "V": "void"}
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,11 +95,40 @@ def describe(metadata: object) -> str:
         return ""
     array = metadata.get("array")
     if isinstance(array, Mapping):
-        shape = array.get("shape")
-        lengths = "×".join(str(length) for length in shape) if isinstance(shape, list) else "?"
-        return f"{array.get('dtype')} {lengths or 'scalar'}"
+        return f"{describe_dtype(array.get('dtype'))} {_describe_shape(array.get('shape'))}"
     if "path" in metadata:
         offset = metadata.get("offset")
         where = f" at {offset:#x}" if isinstance(offset, int) and offset else ""
         return f"{metadata['path']}{where}"
     return ""
+
+
+def _describe_shape(shape: object) -> str:
+    if not isinstance(shape, list):
+        return "?"
+    return "×".join(str(length) for length in shape) or "scalar"
+
+
+def describe_dtype(dtype: object) -> str:
+    """As numpy prints it: "float32", "datetime64[D]", "{a: int32, b: float64 2}"; else as it is."""
+    if isinstance(dtype, list):
+        return "{" + ", ".join(map(_describe_field, dtype)) + "}"
+    if not isinstance(dtype, str):
+        return str(dtype)
+    found = _DTYPE.fullmatch(dtype)
+    if found is None:
+        return dtype  # "bfloat16"
+    order, kind, nbytes, unit = found[1], found[2], int(found[3]), found[4] or ""
+    if kind in _NUMBERS:
+        text = "bool" if kind == "b" else f"{_NUMBERS[kind]}{8 * nbytes}"
+    else:
+        text = f"{_OTHERS[kind]}{unit}" if kind in "mM" else f"{_OTHERS[kind]}{nbytes}"
+    return f"{text} (big-endian)" if order == ">" else text
+
+
+def _describe_field(field: object) -> str:
+    if not isinstance(field, list) or len(field) < 2:
+        return "?"
+    name = field[0][-1] if isinstance(field[0], list) and field[0] else field[0]
+    shape = f" {_describe_shape(field[2])}" if len(field) > 2 else ""
+    return f"{name}: {describe_dtype(field[1])}{shape}"

@@ -129,7 +129,7 @@ def test_verbose(tmp_path: Path) -> None:
         image.write(b"\1" * 4 * PAGE)
     (line,) = run("info", "-v", path).ok().out.splitlines()[-1:]
     assert line.startswith("w ")
-    assert line.endswith("<f4 4×1024")
+    assert line.endswith("float32 4×1024")
 
 
 def test_every_golden_image() -> None:

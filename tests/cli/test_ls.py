@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from cli_support import run, target
 from image_files import SOUND, check_refused, run_each, sound
 
 import lazyrestore
+from lazyrestore.cli.ls import describe_dtype
 
 
 def test_json() -> None:
@@ -38,8 +40,8 @@ def test_text() -> None:
         *("name", "array", "nothing", "heap", "libc.so", "shared", "no")
     ]
     assert lines[0].split() == ["name", "address", "length", "prot", "what"]
-    assert lines[1].split()[1:] == ["7f0012345670", "12.1", "KiB", "rw-p", "|u1", "12345"]
-    assert lines[2].endswith("rw-p  <f8 0×3")
+    assert lines[1].split()[1:] == ["7f0012345670", "12.1", "KiB", "rw-p", "uint8", "12345"]
+    assert lines[2].endswith("rw-p  float64 0×3")
     assert lines[4].endswith("30.0 KiB  r-xp  /usr/lib/libc.so.6 at 0x26000")
     assert lines[5].endswith("8.0 KiB  rw-s")
     assert lines[6].endswith("10 B  ---p")
@@ -95,6 +97,28 @@ def test_a_name_with_control_characters(tmp_path: Path) -> None:
     assert lines[1].startswith("a\\n\\x1b[31mb ")
     (region,) = json.loads(run("ls", "--json", path).ok().out)["regions"]
     assert region["name"] == "a\n\x1b[31mb"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        ("<f4", "float32"),
+        ("|b1", "bool"),
+        (">i2", "int16 (big-endian)"),
+        ("<c16", "complex128"),
+        ("<M8[D]", "datetime64[D]"),
+        ("<m8[25us]", "timedelta64[25us]"),
+        ("|S5", "bytes5"),
+        ("bfloat16", "bfloat16"),
+        ([["a", "<i4"], [["title", "b"], "<f8", [2, 3]]], "{a: int32, b: float64 2×3}"),
+        (None, "None"),
+        (["x", ["y"], 7], "{?, ?, ?}"),
+        ("<f" + "9" * 40, "<f" + "9" * 40),
+    ],
+)
+def test_dtypes(dtype: object, text: str) -> None:
+    """As numpy prints them; anything else that the metadata has, as it is"""
+    assert describe_dtype(dtype) == text
 
 
 def test_bad_images(tmp_path: Path) -> None:
