@@ -127,7 +127,7 @@ complete -c lazyrestore -n '__fish_seen_subcommand_from cat' -s h -l help -d 'Sh
 
 complete -c lazyrestore -n '__fish_seen_subcommand_from diff' -a '(__lazyrestore_files lzr)'
 complete -c lazyrestore -n '__fish_seen_subcommand_from diff' -l region -x -a '(__lazyrestore_regions)' -d 'Compare only this region (may be given again)'
-complete -c lazyrestore -n '__fish_seen_subcommand_from diff' -l limit -x -d 'List at most N ranges of pages for each region'
+complete -c lazyrestore -n '__fish_seen_subcommand_from diff' -l limit -x -d 'List at most N ranges of pages that differ'
 complete -c lazyrestore -n '__fish_seen_subcommand_from diff' -l threads -x -d 'Use N threads'
 complete -c lazyrestore -n '__fish_seen_subcommand_from diff' -s v -l verbose -d 'Show the regions that are alike too'
 complete -c lazyrestore -n '__fish_seen_subcommand_from diff' -s q -l quiet -d 'No progress, and no report unless --json'
