@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any, NamedTuple
 
@@ -26,8 +27,10 @@ class Found(NamedTuple):
 def userfaultfds() -> int:
     """Descriptors of this process that are userfaultfds."""
     folder = "/proc/self/fd"
-    names = [os.path.join(folder, fd) for fd in os.listdir(folder)]
-    links = [os.readlink(name) for name in names if os.path.lexists(name)]
+    links = []
+    for fd in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # closed by another thread meanwhile
+            links.append(os.readlink(os.path.join(folder, fd)))
     return sum("userfaultfd" in link and not link.startswith("/dev") for link in links)
 
 

@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import textwrap
+import time
 
 import numpy
 import pytest
@@ -219,7 +220,7 @@ def test_all_references_share_one_session(path):
     assert again["few"] is others.session["few"]
     assert list(again) == list(others) == ["numbers", "others", "few"]
     assert others["numbers"][NUMBERS - 1] == NUMBERS - 1
-    assert threads_named() == before + 1
+    assert threads_become(before + 1)
     assert type(again) is lazyrestore.Session
     assert again.digest
     assert again.stats().faults == more.stats().faults == others.session.faults == 1
@@ -322,8 +323,11 @@ def test_it_is_restored_as_it_was(path, options, privilege):
         assert again.stats().privilege == session.stats().privilege == privilege
         if session.lazy:
             assert again["numbers"][8] == 1
-            pages = again["numbers"].resident_bytes // 4096
-            assert (pages == 1) is ("granularity" in options)
+            pages = 1 if "granularity" in options else 16  # of which the touched one comes first
+            until = time.monotonic() + 20
+            while again["numbers"].resident_bytes < pages * 4096:
+                assert time.monotonic() < until
+            assert again["numbers"].resident_bytes == pages * 4096
         assert copied(session["numbers"]) is again["numbers"]
         other = copied(lazyrestore.load(path, lazy=False, prefetch="none"))  # another way
         assert other.session["numbers"] is not again["numbers"]
