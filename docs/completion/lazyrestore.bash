@@ -66,7 +66,7 @@ _lazyrestore() {
 	"dump --level") true; return ;;
 	"dump --cluster-size") true; return ;;
 	"dump --threads") true; return ;;
-	"dump --byte-planes") true; return ;;
+	"dump --byte-planes") _lazyrestore_words "$cur" "auto none 2 4 8"; return ;;
 	"restore -o" | "restore --output") _lazyrestore_files "$cur"; return ;;
 	"restore --region") _lazyrestore_regions "$cur"; return ;;
 	"restore --touch") _lazyrestore_words "$cur" "first sequential random"; return ;;
@@ -180,7 +180,7 @@ _lazyrestore() {
 		return ;;
 	verify)
 		if [[ $cur == -* ]]; then
-			_lazyrestore_words "$cur" "--threads --quiet --progress --no-progress --json --help"
+			_lazyrestore_words "$cur" "--threads --verbose --quiet --progress --no-progress --json --help"
 		else
 			_lazyrestore_files "$cur" lzr
 		fi

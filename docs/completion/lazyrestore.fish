@@ -64,7 +64,7 @@ complete -c lazyrestore -n '__fish_seen_subcommand_from dump' -l criu-bin -x -a 
 complete -c lazyrestore -n '__fish_seen_subcommand_from dump' -l level -x -d 'Compression level of zstd, -7 to 22'
 complete -c lazyrestore -n '__fish_seen_subcommand_from dump' -l cluster-size -x -d 'How much is compressed together, and loaded by one touch'
 complete -c lazyrestore -n '__fish_seen_subcommand_from dump' -l threads -x -d 'Use N threads'
-complete -c lazyrestore -n '__fish_seen_subcommand_from dump' -l byte-planes -x -d 'Group the bytes of numbers before they are compressed, where that pays'
+complete -c lazyrestore -n '__fish_seen_subcommand_from dump' -l byte-planes -x -a 'auto none 2 4 8' -d 'Group the bytes of numbers before they are compressed, where that pays'
 complete -c lazyrestore -n '__fish_seen_subcommand_from dump' -s v -l verbose -d 'List every region, and all that was skipped'
 complete -c lazyrestore -n '__fish_seen_subcommand_from dump' -s q -l quiet -d 'No progress, and no report unless --json'
 complete -c lazyrestore -n '__fish_seen_subcommand_from dump' -l progress -d 'Say on standard error how far it is'
@@ -138,6 +138,7 @@ complete -c lazyrestore -n '__fish_seen_subcommand_from diff' -s h -l help -d 'S
 
 complete -c lazyrestore -n '__fish_seen_subcommand_from verify' -a '(__lazyrestore_files lzr)'
 complete -c lazyrestore -n '__fish_seen_subcommand_from verify' -l threads -x -d 'Use N threads'
+complete -c lazyrestore -n '__fish_seen_subcommand_from verify' -s v -l verbose -d 'List the regions, and whether each is sound'
 complete -c lazyrestore -n '__fish_seen_subcommand_from verify' -s q -l quiet -d 'No progress, and no report unless --json'
 complete -c lazyrestore -n '__fish_seen_subcommand_from verify' -l progress -d 'Say on standard error how far it is'
 complete -c lazyrestore -n '__fish_seen_subcommand_from verify' -l no-progress -d 'Say on standard error how far it is'

@@ -41,13 +41,16 @@ def main(arguments: Sequence[str] | None = None, *, daemon: Daemon | None = None
         arguments: without the program's name; None: those of this process.
         daemon: for a restore of processes, forked already.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"] and _print_version():
+        return 0
+
     import gc
 
     import typer
 
     from . import _errors
 
-    given = list(sys.argv[1:] if arguments is None else arguments)
     if not given:
         main(["--help"])
         return _errors.USAGE
@@ -67,6 +70,17 @@ def main(arguments: Sequence[str] | None = None, *, daemon: Daemon | None = None
     except BaseException as error:
         return _errors.report(error, given)
     return 0
+
+
+def _print_version() -> bool:
+    """Without what reads arguments; False: it cannot be printed, and why is to be said."""
+    import lazyrestore
+
+    try:
+        print(f"lazyrestore {lazyrestore.__version__}", flush=True)
+    except OSError:
+        return False
+    return True
 
 
 def _commands_for(arguments: Sequence[str]) -> Sequence[str]:

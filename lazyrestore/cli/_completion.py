@@ -10,6 +10,7 @@ image's regions. `docs/make_completion.py` writes them for packages, with the fu
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ._errors import UsageError
@@ -42,12 +43,13 @@ _ENDINGS = {
     "--safetensors": "safetensors",
     "--svg": "svg",
 }
+_CHOICE = re.compile(r"[a-z0-9-]+(\|[a-z0-9-]+)+")  # all that it can be, as auto|none
 _WORDS = {"[IMAGE|hello]": ("hello",), "[SHELL]": SHELLS}
 
 
 def kind_of(parameter: Parameter) -> str:
     """What its value is: image, file, folder, process, region, user, command, words or ""."""
-    if parameter.choices:
+    if parameter.choices or _CHOICE.fullmatch(parameter.metavar):
         return "words"
     metavar = parameter.metavar.removesuffix("...")
     if "COMMAND" in metavar:
@@ -59,6 +61,8 @@ def kind_of(parameter: Parameter) -> str:
 
 def words_of(parameter: Parameter) -> tuple[str, ...]:
     """The words that its value can be, beside what its kind says."""
+    if _CHOICE.fullmatch(parameter.metavar):
+        return tuple(parameter.metavar.split("|"))
     return parameter.choices or _WORDS.get(parameter.metavar, ())
 
 

@@ -104,10 +104,30 @@ def protection(bits: int, shared: bool) -> str:
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
-    """Lines of a name and what belongs to it, in two columns."""
+    """Lines of a name and what belongs to it, in two columns; broken to fit a terminal."""
     width = max((len(name) for name, _ in fields), default=0)
+    room = columns(sys.stdout) - width - 4
     for name, value in fields:
-        print(f"  {name:<{width}}  {one_line(value)}".rstrip())
+        lines = _break(one_line(value), room)
+        print(f"  {name:<{width}}  {lines[0]}".rstrip())
+        for line in lines[1:]:
+            print(f"  {'':<{width}}  {line}")
+
+
+def columns(stream: TextIO) -> int:
+    """How wide the terminal is that it goes to; 0: it goes to none, or nobody knows."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 0
+
+
+def _break(text: str, room: int) -> list[str]:
+    if len(text) <= room or room < 20:
+        return [text]
+    import textwrap
+
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:

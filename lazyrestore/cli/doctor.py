@@ -62,10 +62,13 @@ def doctor(
 
 
 def _print(found: Diagnosis, criu: CriuDiagnosis, verbose: bool) -> None:
-    from ._show import print_fields, size
+    import sys
+
+    from ._show import paint, print_fields, size
 
     facts = found.facts
-    print(f"userfaultfd: {found.level}")
+    colour = {"full": "green", "none": "red"}.get(found.level, "yellow")
+    print(f"userfaultfd: {paint(found.level, f'bold {colour}', sys.stdout)}")
     _print_wrapped(found.meaning, "  ")
     if found.reasons:
         print("why not more:")

@@ -100,12 +100,15 @@ def dump(
     """Write memory into an image.
 
     With --pid, only the memory of a process: it is stopped while that is read, and always runs on.
+
     With --process, everything that makes it run, by CRIU: it and its descendants end, as with
     CRIU, but not before the image is complete and in its place; if anything fails, they run on. So
     they do with --leave-running.
+
     A process in which a lazy restore is not yet complete is refused: what is missing could not be
-    read.
-    What a core file leaves out, or was cut off, is not in the image either: the report says what.
+    read. What a core file leaves out, or was cut off, is not in the image either: the report says
+    what.
+
     The image takes its place when it is complete; until then, what was there stays. What a killed
     dump left beside it is removed by the next.
     """

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import PAGE, Image, run
+from cli_support import COMMAND, PAGE, Image, run
 from image_files import EXPECTED, SOUND, check_refused, run_each, sound
 from restore_support import write_image
+from terminal_support import Terminal
+
+import lazyrestore
 
 MakeImage = Callable[..., Image]
 
@@ -89,6 +92,24 @@ def test_text() -> None:
     ):
         assert words in text, words
     assert max(map(len, text.splitlines()[1:])) <= 80
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_long_fields_are_broken_to_fit_a_terminal(tmp_path: Path, columns: int) -> None:
+    """Between words, and below where they began; in a pipe each stays on its line"""
+    image = tmp_path / "x.lzr"
+    lazyrestore.dump({f"layer-{number}.attention.weight": b"x" * 100 for number in range(9)}, image)
+    (line,) = (one for one in run("info", image).ok().out.splitlines() if "layer-0" in one)
+    with Terminal(*COMMAND, "info", image, columns=columns) as terminal:
+        assert terminal.finish() == 0
+    shown = terminal.shown.splitlines()[1:]
+    digest = 64 + len("  working set  ")  # one word, and wider than 60 columns
+    assert max(map(len, shown)) <= max(columns, digest)
+    at = next(number for number, one in enumerate(shown) if one.startswith("  of "))
+    until = next(number for number, one in enumerate(shown) if one.startswith("  memory "))
+    assert (until - at > 1) == (len(line) > columns)
+    assert " ".join(" ".join(shown[at:until]).split()) == " ".join(line.split())
+    assert all(one.startswith(" " * 15) for one in shown[at + 1 : until])
 
 
 def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:

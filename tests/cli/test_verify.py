@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import PAGE, Image, Result, run
+from cli_support import COMMAND, PAGE, Image, Result, run
 from image_files import (
     EXPECTED,
     SOUND,
@@ -23,6 +23,7 @@ from image_files import (
     truncations,
 )
 from restore_support import flip, payloads
+from terminal_support import Terminal
 
 import lazyrestore
 
@@ -125,6 +126,24 @@ def test_what_only_verify_finds(name: str, words: str) -> None:
     (result,) = run_each([("verify", "--json", broken(name))])
     (found,) = damage_of(result, broken(name))
     assert words in str(found["reason"])
+
+
+def test_which_regions_are_sound(tmp_path: Path) -> None:
+    """-v: one line a region; on a terminal the verdict has a colour"""
+    image = tmp_path / "x.lzr"
+    lazyrestore.dump({"good": os.urandom(MIB), "bad": os.urandom(MIB)}, image)
+    assert run("verify", "-v", image).ok().out.splitlines()[2:] == [
+        "region   length  state",
+        "good    1.0 MiB  sound",
+        "bad     1.0 MiB  sound",
+    ]
+    offset, length = payloads(image, "bad")[3]
+    flip(image, offset + length // 2)
+    lines = run("verify", "-v", image).fails(3, "1 error found").out.splitlines()
+    assert lines[-2:] == ["good    1.0 MiB  sound", "bad     1.0 MiB  1 error"]
+    with Terminal(*COMMAND, "verify", image) as terminal:
+        assert terminal.finish() == 3
+    assert "\x1b[1;31mdamaged\x1b[0m" in terminal.shown
 
 
 def test_several_at_once(make_image: MakeImage) -> None:
