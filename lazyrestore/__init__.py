@@ -48,7 +48,16 @@ if TYPE_CHECKING:
         SessionStats,
     )
     from .session import Session
-    from .sources import CoreFile, CriuFolder, ProcessMemory, ProcessTree, RawFile
+    from .sources import (
+        CoreFile,
+        CriuFolder,
+        NpyFile,
+        NpzFile,
+        ProcessMemory,
+        ProcessTree,
+        RawFile,
+        SafetensorsFile,
+    )
     from .writer import ImageWriter
 
 __version__ = "0.1.0"
@@ -69,6 +78,8 @@ __all__ = [
     "KernelError",
     "LazyRestoreError",
     "LoadError",
+    "NpyFile",
+    "NpzFile",
     "OptimizeReport",
     "PlacedRegion",
     "ProcessError",
@@ -80,6 +91,7 @@ __all__ = [
     "RegionNotFound",
     "RemoteError",
     "RestoreError",
+    "SafetensorsFile",
     "Session",
     "SessionStats",
     "WorkingSet",
@@ -112,6 +124,8 @@ _HOME = {
     "KernelError": "errors",
     "LazyRestoreError": "errors",
     "LoadError": "reports",
+    "NpyFile": "sources",
+    "NpzFile": "sources",
     "OptimizeReport": "reports",
     "PlacedRegion": "region",
     "ProcessError": "errors",
@@ -123,6 +137,7 @@ _HOME = {
     "RegionNotFound": "errors",
     "RemoteError": "errors",
     "RestoreError": "errors",
+    "SafetensorsFile": "sources",
     "Session": "session",
     "SessionStats": "reports",
     "WorkingSet": "_workingset",

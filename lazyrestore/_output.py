@@ -7,7 +7,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 
 from ._decode import CHUNK_BYTES, run_threads
 from ._native import CData
@@ -16,7 +17,7 @@ from ._ordered import map_in_order
 from ._outfile import OutputFile
 
 STREAM_CHUNK_BYTES = 2 << 20
-_ZEROS = bytes(1 << 20)
+ZEROS = bytes(1 << 20)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def write_file(
         ValueError: it is the image itself, of which nothing else would be left.
         ClusterError: a cluster is damaged.
     """
-    if _is_image(image, path):
+    if is_image(image, path):
         raise ValueError(f"{path} is the image itself: give the output another name")
     if _is_stream(path):
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -73,34 +74,58 @@ def write_file(
             os.close(fd)
     start = time.perf_counter()
     info = image.regions[number]
-    tally = _Tally(info.length, progress)
-    offsets = range(0, info.length, CHUNK_BYTES)
+    tally = Tally(info.length, progress)
     output = OutputFile(path)
     try:
         output.set_length(info.length)
-
-        def work(take: Callable[[], int | None]) -> None:
-            room = bytearray(min(CHUNK_BYTES, info.length))
-            with image.reader() as reader, memoryview(room) as view:
-                while (at := take()) is not None:
-                    begin = offsets[at]
-                    end = min(begin + CHUNK_BYTES, info.length)
-                    data_bytes = 0
-                    for is_data, first, last in _extents(image, reader, number, begin, end):
-                        if not is_data:
-                            continue
-                        with view[: last - first] as part:
-                            reader.read_into(number, first, part)
-                            output.write_at(part, first)
-                        data_bytes += last - first
-                    tally.add(end - begin, data_bytes)
-
-        run_threads(work, len(offsets), threads)
+        decode_to_file(image, [(number, 0, None)], output, tally, threads)
         output.commit()
     finally:
         output.discard()
     seconds = time.perf_counter() - start
     return OutputReport(path, info.name, info.length, tally.data_bytes, seconds)
+
+
+def decode_to_file(
+    image: Image,
+    places: Sequence[tuple[int, int, Callable[[memoryview], bytes | memoryview] | None]],
+    output: OutputFile,
+    tally: Tally,
+    threads: int | None = None,
+) -> None:
+    """Decode regions to their places in a file that reads as zeros there.
+
+    Args:
+        image: the image.
+        places: number of a region, where in the file, and what its data are put through before.
+        output: the file.
+        tally: told of what is done.
+        threads: that decode; None: one a core.
+    """
+    chunks = [
+        (place, begin)
+        for place in places
+        for begin in range(0, image.regions[place[0]].length, CHUNK_BYTES)
+    ]
+    longest = max((image.regions[number].length for number, _, _ in places), default=0)
+
+    def work(take: Callable[[], int | None]) -> None:
+        room = bytearray(min(CHUNK_BYTES, longest))
+        with image.reader() as reader, memoryview(room) as view:
+            while (at := take()) is not None:
+                (number, start, change), begin = chunks[at]
+                end = min(begin + CHUNK_BYTES, image.regions[number].length)
+                data_bytes = 0
+                for is_data, first, last in _extents(image, reader, number, begin, end):
+                    if not is_data:
+                        continue
+                    with view[: last - first] as part:
+                        reader.read_into(number, first, part)
+                        output.write_at(part if change is None else change(part), start + first)
+                    data_bytes += last - first
+                tally.add(end - begin, data_bytes)
+
+    run_threads(work, len(chunks), threads)
 
 
 def write_stream(
@@ -133,16 +158,43 @@ def write_stream(
     start = time.perf_counter()
     info = image.regions[number]
     until = info.length if length is None else offset + length
-    tally = _Tally(until - offset, progress)
+    tally = Tally(until - offset, progress)
+    with closing(decode_in_order(image, [number], threads, offset, until)) as pieces:
+        for data, is_data in pieces:
+            _write_all(fd, data, path)
+            tally.add(len(data), len(data) if is_data else 0)
+    seconds = time.perf_counter() - start
+    return OutputReport(path, info.name, until - offset, tally.data_bytes, seconds)
+
+
+def decode_in_order(
+    image: Image,
+    numbers: Iterable[int],
+    threads: int | None = None,
+    offset: int = 0,
+    until: int | None = None,
+) -> Generator[tuple[memoryview, bool]]:
+    """The bytes of regions, one region after another, and whether they are data or zeros.
+
+    Args:
+        image: the image.
+        numbers: of the regions.
+        threads: that decode ahead; None: one a core.
+        offset: where to begin in each, in bytes.
+        until: where to end in each; None: at its end.
+    """
     first = image.reader()
 
-    def pieces() -> Iterator[tuple[bool, int, int]]:
+    def pieces() -> Iterator[tuple[int, bool, int, int]]:
         """What one thread decodes at a time, and zeros of any length."""
-        for begin, end in _chunks(offset, until):
-            yield from _extents(image, first, number, begin, end)
+        for number in numbers:
+            end = image.regions[number].length if until is None else until
+            for begin, stop in _chunks(offset, end):
+                for extent in _extents(image, first, number, begin, stop):
+                    yield number, *extent
 
-    def decode(piece: tuple[bool, int, int]) -> tuple[int, bytearray | None]:
-        is_data, begin, end = piece
+    def decode(piece: tuple[int, bool, int, int]) -> tuple[int, bytearray | None]:
+        number, is_data, begin, end = piece
         if not is_data:
             return end - begin, None
         data = bytearray(end - begin)
@@ -152,15 +204,16 @@ def write_stream(
 
     try:
         for nbytes, data in map_in_order(decode, pieces(), threads):
-            _write_all(fd, nbytes, data, path)
-            tally.add(nbytes, nbytes if data is not None else 0)
+            if data is not None:
+                yield memoryview(data), True
+                continue
+            for begin in range(0, nbytes, len(ZEROS)):
+                yield memoryview(ZEROS)[: nbytes - begin], False
     finally:
         first.close()
-    seconds = time.perf_counter() - start
-    return OutputReport(path, info.name, until - offset, tally.data_bytes, seconds)
 
 
-class _Tally:
+class Tally:
     """What is done; from any thread."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
@@ -206,20 +259,17 @@ def _extents(
         yield was_data, start, at
 
 
-def _write_all(fd: int, nbytes: int, data: bytearray | None, path: str) -> None:
+def _write_all(fd: int, data: memoryview, path: str) -> None:
     try:
-        view = memoryview(_ZEROS if data is None else data)
-        while nbytes:
-            # Zeros are taken from the front again and again, data from what is left at the end.
-            part = view[:nbytes] if data is None else view[-nbytes:]
-            nbytes -= os.write(fd, part)
+        while data:
+            data = data[os.write(fd, data) :]
     except BrokenPipeError:
         raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
 
 
-def _is_image(image: Image, path: str) -> bool:
+def is_image(image: Image, path: str) -> bool:
     try:
         return os.path.samefile(image.path, path)
     except OSError:

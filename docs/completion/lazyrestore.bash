@@ -60,6 +60,9 @@ _lazyrestore() {
 	"dump --file") _lazyrestore_files "$cur"; return ;;
 	"dump --core") _lazyrestore_files "$cur"; return ;;
 	"dump --criu") compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return ;;
+	"dump --npz") _lazyrestore_files "$cur" npz; return ;;
+	"dump --npy") _lazyrestore_files "$cur" npy; return ;;
+	"dump --safetensors") _lazyrestore_files "$cur" safetensors; return ;;
 	"dump --range") true; return ;;
 	"dump --criu-opt") true; return ;;
 	"dump --criu-bin") _lazyrestore_files "$cur"; return ;;
@@ -68,6 +71,7 @@ _lazyrestore() {
 	"dump --threads") true; return ;;
 	"dump --byte-planes") _lazyrestore_words "$cur" "auto none 2 4 8"; return ;;
 	"restore -o" | "restore --output") _lazyrestore_files "$cur"; return ;;
+	"restore --format") _lazyrestore_words "$cur" "raw npy npz safetensors"; return ;;
 	"restore --region") _lazyrestore_regions "$cur"; return ;;
 	"restore --touch") _lazyrestore_words "$cur" "first sequential random"; return ;;
 	"restore --count") true; return ;;
@@ -138,14 +142,14 @@ _lazyrestore() {
 		return ;;
 	dump)
 		if [[ $cur == -* ]]; then
-			_lazyrestore_words "$cur" "--pid --process --file --core --criu --range --leave-running --criu-opt --criu-bin --level --cluster-size --threads --byte-planes --verbose --quiet --progress --no-progress --json --help"
+			_lazyrestore_words "$cur" "--pid --process --file --core --criu --npz --npy --safetensors --range --leave-running --criu-opt --criu-bin --level --cluster-size --threads --byte-planes --verbose --quiet --progress --no-progress --json --help"
 		else
 			_lazyrestore_files "$cur" lzr
 		fi
 		return ;;
 	restore)
 		if [[ $cur == -* ]]; then
-			_lazyrestore_words "$cur" "--output --lazy --region --touch --count --seed --prefetch --record --working-set --replay --privilege --granularity --fault-mode --or-eager --at-original-address --trace --criu --restore-detached --pidfile --criu-opt --criu-bin --on-error --no-keeper --log --threads --quiet --progress --no-progress --json --help"
+			_lazyrestore_words "$cur" "--output --format --lazy --region --touch --count --seed --prefetch --record --working-set --replay --privilege --granularity --fault-mode --or-eager --at-original-address --trace --criu --restore-detached --pidfile --criu-opt --criu-bin --on-error --no-keeper --log --threads --quiet --progress --no-progress --json --help"
 		else
 			_lazyrestore_files "$cur" lzr
 		fi

@@ -79,7 +79,7 @@ def run(
 
     given = next((name for name, value in for_memory.items() if is_given(value)), None)
     if given is not None:
-        if not _has_processes(options.image):
+        if not has_processes(options.image):
             return None
         raise _usage(
             f"{given} is for images of memory, and {options.image} is one of processes: leave it"
@@ -91,7 +91,7 @@ def run(
         return None
     except (CriuError, KernelError):
         # Of what CRIU or its rights lack nobody has to hear who has no processes.
-        if not _has_processes(options.image):
+        if not has_processes(options.image):
             return None
         raise
 
@@ -102,7 +102,8 @@ def _usage(message: str) -> Exception:
     return UsageError(message)
 
 
-def _has_processes(image: str) -> bool:
+def has_processes(image: str) -> bool:
+    """Whether an image is one of processes, for certain."""
     from lazyrestore._criu.checkpoint import Checkpoint
     from lazyrestore._open import Image
 

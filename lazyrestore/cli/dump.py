@@ -21,6 +21,8 @@ from ._errors import UsageError, stopping_means, usage_errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lazyrestore._content import BytePlanes
     from lazyrestore.reports import DumpReport
     from lazyrestore.sources import ProcessTree, Source
@@ -54,6 +56,17 @@ def dump(
     criu: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Dump the processes in a folder of CRIU's images."),
+    ] = None,
+    npz: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Dump the arrays in a .npz file of numpy's, by name."),
+    ] = None,
+    npy: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Dump the array in a .npy file of numpy's.")
+    ] = None,
+    safetensors: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Dump the tensors in a .safetensors file, by name."),
     ] = None,
     ranges: Annotated[
         list[str] | None,
@@ -107,15 +120,24 @@ def dump(
 
     A process in which a lazy restore is not yet complete is refused: what is missing could not be
     read. What a core file leaves out, or was cut off, is not in the image either: the report says
-    what.
+    what. Arrays and tensors keep their names, dtypes and shapes; those of Python's objects are
+    refused.
 
     The image takes its place when it is complete; until then, what was there stays. What a killed
     dump left beside it is removed by the next.
     """
-    if (pid, process, file, core, criu).count(None) != 4:
+    files = {
+        "RawFile": file,
+        "CoreFile": core,
+        "CriuFolder": criu,
+        "NpzFile": npz,
+        "NpyFile": npy,
+        "SafetensorsFile": safetensors,
+    }
+    if (pid, process, *files.values()).count(None) != len(files) + 1:
         raise UsageError(
-            "say what to dump: one of --pid PID, --process PID, --file PATH, --core ELF and"
-            " --criu DIR"
+            "say what to dump: one of --pid PID, --process PID, --file PATH, --core ELF,"
+            " --criu DIR, --npz FILE, --npy FILE and --safetensors FILE"
         )
     if process is None and (leave_running or criu_opt or criu_bin is not None):
         raise UsageError(
@@ -127,7 +149,7 @@ def dump(
     if process is not None:
         source: Source = _process_tree(process, leave_running, criu_bin, criu_opt)
     else:
-        source = _source(pid, file, core, criu, ranges)
+        source = _source(pid, ranges, files)
     if image == "-":
         raise UsageError("an image is not written to standard output: give a file's name")
 
@@ -167,25 +189,19 @@ def _process_tree(
         return ProcessTree(pid, leave_running, criu, options or ())
 
 
-def _source(
-    pid: int | None,
-    file: str | None,
-    core: str | None,
-    criu: str | None,
-    ranges: list[str] | None,
-) -> Source:
+def _source(pid: int | None, ranges: list[str] | None, files: Mapping[str, str | None]) -> Source:
+    """Memory of a process, or the one of these that is given, by the name of its class."""
     from lazyrestore import sources
 
-    if file is not None:
-        return sources.RawFile(file)
-    if core is not None:
-        if core == "-":
+    for kind, path in files.items():
+        if path is None:
+            continue
+        if path == "-" and kind not in ("RawFile", "CriuFolder"):
             raise UsageError(
-                "a core file is read at many places, so not from standard input: give its name"
+                "such a file is read at many places, so not from standard input: give its name"
             )
-        return sources.CoreFile(core)
-    if criu is not None:
-        return sources.CriuFolder(criu)
+        source: Source = getattr(sources, kind)(path)
+        return source
     pieces = [parse_range(text) for text in ranges] if ranges else None
     assert pid is not None
     with usage_errors():

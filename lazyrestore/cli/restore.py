@@ -17,16 +17,9 @@ from ._arguments import (
     QuietOption,
     RegionOption,
     ThreadsOption,
-    choose_region,
     parse_count,
 )
-from ._errors import UsageError, stopping_means, usage_errors
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from lazyrestore._output import OutputReport
-
-_STDOUT = "-"
+from ._errors import UsageError, usage_errors
 
 
 def restore(
@@ -39,6 +32,14 @@ def restore(
             "-o",
             metavar="FILE",
             help="Decode everything into FILE, now; - is standard output.",
+        ),
+    ] = None,
+    format: Annotated[
+        Literal["raw", "npy", "npz", "safetensors"] | None,
+        typer.Option(
+            help="With --output: raw is a region's bytes; the others are files of arrays, npz and"
+            " safetensors of all regions unless --region names one.  [default: as FILE's name ends,"
+            " else raw]"
         ),
     ] = None,
     lazy: Annotated[
@@ -247,7 +248,13 @@ def restore(
         "--no-keeper": no_keeper,
         "--log": log,
     }
-    only_memory = {"--output": output, "--region": region, "--threads": threads, **only_lazy}
+    only_memory = {
+        "--output": output,
+        "--format": format,
+        "--region": region,
+        "--threads": threads,
+        **only_lazy,
+    }
     for name in ("--prefetch", "--record", "--working-set", "--granularity"):
         del only_memory[name]
     if criu is not None or (lazy and may_have_processes(image)):
@@ -280,6 +287,8 @@ def restore(
             _refuse_memory(image, name, lazy=lazy)
     if command and not lazy:
         raise UsageError(f"{command[0]!r} would be a command to serve: add --lazy, or leave it out")
+    if format is not None and output is None:
+        raise UsageError("--format is of what is written: add --output FILE, or leave it out")
     if lazy:
         if output is not None:
             raise UsageError("--lazy and --output do not go together: give one of them")
@@ -317,7 +326,7 @@ def restore(
         if value is not None:
             raise UsageError(f"{name} is for a lazy restore: add --lazy, or leave it out")
     if output is None:
-        if may_have_processes(image):
+        if _has_processes(image):
             raise UsageError(
                 "say what to do: add --lazy to have the processes run again, --criu DIR to write"
                 " CRIU's folder, or --region NAME and --output FILE to decode memory of theirs"
@@ -326,7 +335,17 @@ def restore(
             "say where to: add --output FILE to decode the image into a file,"
             " or --lazy to map it and load pages as they are touched"
         )
-    _decode(image, output, region, threads, quiet, json, shows_progress)
+    from ._decode import decode
+
+    decode(image, output, format, region, threads, quiet, json, shows_progress)
+
+
+def _has_processes(image: str) -> bool:
+    if not may_have_processes(image):
+        return False
+    from . import _process
+
+    return _process.has_processes(image)
 
 
 def _refuse_memory(image: str, name: str, *, lazy: bool) -> NoReturn:
@@ -373,59 +392,3 @@ def _serve(
         fail(error.code, str(error))
     if code:
         raise typer.Exit(code)
-
-
-def _decode(
-    image: str,
-    output: str,
-    region: str | None,
-    threads: int | None,
-    quiet: bool,
-    json: bool,
-    shows_progress: bool | None,
-) -> None:
-    import os
-
-    if output == _STDOUT and json:
-        raise UsageError("--json and --output - would both write to standard output: give a file")
-    if output == _STDOUT and os.isatty(1):
-        raise UsageError("memory is not fit for a terminal: give --output a file, or pipe it on")
-
-    from lazyrestore._open import Image
-    from lazyrestore._output import write_file, write_stream
-
-    from ._progress import Progress
-
-    where = "standard output" if output == _STDOUT else output
-    given_up = "the restore was given up" + (
-        "" if output == _STDOUT else f": {output} is as it was"
-    )
-    with (
-        Image(image) as opened,
-        Progress("restore", quiet=quiet, wanted=shows_progress) as progress,
-        stopping_means(given_up),
-    ):
-        number = choose_region(opened, region)
-        if output == _STDOUT:
-            write_stream(opened, number, 1, where, threads=threads, progress=progress)
-            return
-        with usage_errors():
-            report = write_file(opened, number, output, threads=threads, progress=progress)
-    if json:
-        from ._show import print_json
-
-        print_json(report)
-    elif not quiet:
-        _print(report)
-
-
-def _print(report: OutputReport) -> None:
-    from ._show import duration, one_line, size
-
-    rate = f", {size(report.logical_bytes / report.seconds)}/s" if report.seconds else ""
-    print(
-        one_line(
-            f"{report.path}: {size(report.logical_bytes)} of region {report.region!r},"
-            f" {size(report.data_bytes)} of it data, in {duration(report.seconds * 1e6)}{rate}"
-        )
-    )

@@ -12,17 +12,34 @@ if TYPE_CHECKING:
     from .checkpoint import ProcessTree
     from .corefile import CoreFile
     from .criu import CriuFolder
+    from .npy import NpyFile
+    from .npz import NpzFile
     from .process import ProcessMemory
     from .rawfile import RawFile
+    from .safetensors import SafetensorsFile
 
-__all__ = ["CoreFile", "CriuFolder", "ProcessMemory", "ProcessTree", "RawFile", "Sink", "Source"]
+__all__ = [
+    "CoreFile",
+    "CriuFolder",
+    "NpyFile",
+    "NpzFile",
+    "ProcessMemory",
+    "ProcessTree",
+    "RawFile",
+    "SafetensorsFile",
+    "Sink",
+    "Source",
+]
 
 _HOME = {
     "CoreFile": "corefile",
     "CriuFolder": "criu",
+    "NpyFile": "npy",
+    "NpzFile": "npz",
     "ProcessMemory": "process",
     "ProcessTree": "checkpoint",
     "RawFile": "rawfile",
+    "SafetensorsFile": "safetensors",
     "Sink": "base",
     "Source": "base",
 }

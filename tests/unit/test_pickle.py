@@ -107,7 +107,7 @@ def test_buffers_come_when_they_are_touched(image: Path) -> None:
     a, b = again([first, second], image, prefetch="none")
     assert region_of(a).resident_bytes == region_of(b).resident_bytes == 0
     assert a[MIB // 2] == MIB // 2
-    assert region_of(a).resident_bytes == 64 * KIB  # a cluster
+    assert 0 < region_of(a).resident_bytes <= 64 * KIB  # of a cluster, which may still be coming
     assert region_of(b).resident_bytes == 0
     assert numpy.array_equal(a, first)
     assert numpy.array_equal(b, second)
