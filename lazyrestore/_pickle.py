@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._content import DEFAULT_LEVEL, BytePlanes
+from ._core import Serving
 from ._dump import dump
 from ._open import Image
 from ._pickling import PICKLE, PROTOCOL, Collector, Pickled, places
@@ -89,6 +90,7 @@ def load_pickle(
     trusted: bool = False,
     lazy: bool | Literal["auto"] = "auto",
     prefetch: str = "auto",
+    privilege: str = "full",
 ) -> Any:
     """Load an object that `dump_pickle` wrote; its large buffers come when they are touched.
 
@@ -107,6 +109,8 @@ def load_pickle(
         lazy: True: buffers come when they are touched, or raise. False: all is decoded now. "auto":
             lazily where the kernel allows it, else now, with one RuntimeWarning.
         prefetch: as for `restore`: "none", "auto" or "all".
+        privilege: as for `restore`: with "auto" lazy also for who has no right to a full
+            userfaultfd, but system calls on what is missing fail.
 
     Raises:
         ValueError: `trusted` is not True, or an argument cannot be.
@@ -122,9 +126,10 @@ def load_pickle(
             f" {os.fsdecode(path)} comes from and who could change it; restore() and load() read"
             " memory and arrays, and run nothing"
         )
+    serving = Serving(privilege)
     image = Image(path)
     found = _find_buffers(image)
-    with map_image(image, lazy=lazy, prefetch=prefetch) as session:
+    with map_image(image, lazy=lazy, prefetch=prefetch, serving=serving) as session:
         stream: Any = session[PICKLE]
         stream.populate()  # at once, and an exception rather than a signal if it is damaged
         try:

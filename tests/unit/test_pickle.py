@@ -473,3 +473,18 @@ def test_a_large_object_loads_at_once(image: Path) -> None:
     loaded = lazyrestore.load_pickle(image, trusted=True, prefetch="none")
     assert time.monotonic() - begun < 60
     assert sum(region_of(made).resident_bytes for made in loaded) == 0
+
+
+def test_the_privilege_is_that_of_restore(image: Path) -> None:
+    data = noise(MIB)
+    loaded = again(data, image, privilege="user-mode-only")
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(OSError, match="Bad address"):
+            os.write(writer, loaded)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert (loaded == data).all()
+    with pytest.raises(ValueError, match="privilege"):
+        lazyrestore.load_pickle(image, trusted=True, privilege="root")
