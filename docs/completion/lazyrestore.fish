@@ -228,7 +228,7 @@ complete -c lazyrestore -n '__fish_seen_subcommand_from doctor' -s h -l help -d 
 
 complete -c lazyrestore -n '__fish_seen_subcommand_from demo' -l size -x -d 'About how much state the program builds, from 16M'
 complete -c lazyrestore -n '__fish_seen_subcommand_from demo' -l keep -x -a '(__fish_complete_directories (commandline -ct))' -d 'Keep the image in this folder, to try commands on'
-complete -c lazyrestore -n '__fish_seen_subcommand_from demo' -l walk -x -d 'Instead: read a region of N pages every 1024 bytes, and show each fault'
+complete -c lazyrestore -n '__fish_seen_subcommand_from demo' -l walk -x -d 'Instead: read a region of N pages, up to 10000, every 1024 bytes, and show each fault'
 complete -c lazyrestore -n '__fish_seen_subcommand_from demo' -l process -d 'Instead: dump a whole program (redis-server, where it is installed), and have it run again by criu restore and by restore --lazy'
 complete -c lazyrestore -n '__fish_seen_subcommand_from demo' -l criu-bin -x -a '(__fish_complete_path (commandline -ct))' -d 'With --process: the CRIU to use'
 complete -c lazyrestore -n '__fish_seen_subcommand_from demo' -s q -l quiet -d 'Do not say what is being done'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lazyrestore._sudo import sudo
 from lazyrestore.errors import CriuError
 
 from .find import Criu, find_criu, may_use_criu
@@ -106,8 +107,8 @@ def diagnose(facts: CriuFacts) -> CriuDiagnosis:
         problems.append(facts.lacking)
     if not facts.is_privileged:
         problems.append(
-            "CRIU needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, which this user has not: sudo"
-            " lazyrestore ..."
+            "CRIU needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, which this user has not:"
+            f" {sudo('...')}"
         )
     check = facts.check
     if check is not None and not check.ok:

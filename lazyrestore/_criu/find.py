@@ -28,8 +28,8 @@ OLDEST = (3, 17)
 """The first version whose images and whose socket are as they are expected here."""
 
 HOW_TO_GET = (
-    "packaging/criu/fetch-criu.sh unpacks a newer one into a folder, without installing it; then"
-    " set CRIU to its path, or give --criu-bin"
+    "packaging/criu/fetch-criu.sh of lazyrestore's source unpacks a newer one into a folder,"
+    " without installing it; then set CRIU to its path, or give --criu-bin"
 )
 
 

@@ -19,6 +19,7 @@ from lazyrestore._criu.family import Family
 from lazyrestore._criu.find import Criu, find_criu, may_use_criu
 from lazyrestore._criu.folders import PrivateFolder
 from lazyrestore._criu.run import start
+from lazyrestore._sudo import sudo
 from lazyrestore.errors import KernelError, LazyRestoreError
 
 from .client import VALUE_BYTES, Server, key, sample
@@ -129,7 +130,7 @@ def run(
     begun = time.perf_counter()
     criu = find_criu(criu_bin)
     if not may_use_criu():
-        raise KernelError("CRIU needs to be root: sudo lazyrestore demo --process")
+        raise KernelError(f"CRIU needs to be root: {sudo('demo --process')}")
     too_old = criu.too_old()
     if too_old is not None:
         raise KernelError(too_old)

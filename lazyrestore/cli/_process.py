@@ -118,11 +118,12 @@ def _restore(options: ProcessOptions, daemon: Daemon | None) -> int:
     _check_criu_options(options.criu_options)
     serve = _serve_options(options)
     if not may_use_criu() and "--unprivileged" not in options.criu_options:
+        from lazyrestore._sudo import sudo
         from lazyrestore.errors import KernelError
 
         raise KernelError(
             "processes are restored by CRIU, which needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE:"
-            " be root: sudo lazyrestore restore ..."
+            f" be root: {sudo('restore ...')}"
         )
     plan = RestorePlan(
         image=options.image,

@@ -122,7 +122,7 @@ def _print_image(report: BenchReport) -> None:
     print(one_line(f"measured: {report.measured}"))
     print(
         f"  {size(report.measured_bytes)} in clusters of {size(report.cluster_size)};"
-        f" medians of {report.repeats} turns"
+        f" medians of {count(report.repeats, 'turn')}"
     )
     rows: list[tuple[str, ...]] = []
     what = ""

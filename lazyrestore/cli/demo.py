@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ._arguments import JsonOption, ProgressOption, StepsQuietOption, parse_size
+from ._arguments import JsonOption, ProgressOption, StepsQuietOption, parse_count, parse_size
 from ._errors import UsageError, stopping_means
 from ._show import one_line
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 _LEAST_BYTES = 16 << 20
 _MOST_BYTES = 64 << 30
+_MOST_PAGES = 10_000
+
+
+def _parse_pages(text: str) -> int:
+    number = parse_count(text)
+    if number > _MOST_PAGES:
+        raise typer.BadParameter(f"{number} is too many: give up to {_MOST_PAGES}")
+    return number
 
 
 def demo(
@@ -39,10 +47,10 @@ def demo(
     walk: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            max=10_000,
             metavar="N",
-            help="Instead: read a region of N pages every 1024 bytes, and show each fault.",
+            parser=_parse_pages,
+            help="Instead: read a region of N pages, up to 10000, every 1024 bytes, and show each"
+            " fault.",
         ),
     ] = None,
     process: Annotated[
@@ -176,7 +184,7 @@ def _rows(report: DemoReport) -> list[tuple[str, str, str, str]]:
     ]
     if report.touch_us is not None:
         touch = report.touch_us
-        seen = f"of {touch.count} touches of random pages that faulted"
+        seen = f"of {touch.count} touches that faulted"
         rows.append(("  fault, p50", "-", duration(touch.p50), seen))
         rows.append(("  fault, p99", "-", duration(touch.p99), ""))
     return rows

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 import lazyrestore
 from lazyrestore import errors
+from lazyrestore._sudo import sudo
 
 TREE = {
     "LazyRestoreError": (Exception, 1),
@@ -118,3 +120,16 @@ def test_public_methods_are_documented():
 def test_an_unknown_export_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = lazyrestore.no_such_thing
+
+
+def test_root_is_told_where_the_command_is(monkeypatch, tmp_path):
+    """sudo's PATH is root's own: what lies in a virtual environment is not in it"""
+    program = tmp_path / "my venv" / "bin" / "lazyrestore"
+    monkeypatch.setattr("sys.argv", [str(program), "doctor"])
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "my venv"))
+    assert sudo("doctor") == f"sudo '{program}' doctor"
+    monkeypatch.setattr("sys.prefix", sys.base_prefix)
+    assert sudo("doctor") == "sudo lazyrestore doctor"
+    monkeypatch.setattr("sys.prefix", "/venv")
+    monkeypatch.setattr("sys.argv", ["/venv/lazyrestore/__main__.py"])
+    assert sudo("doctor") == "sudo lazyrestore doctor"
