@@ -123,10 +123,22 @@ def keep_arrays(folder: Path) -> None:
     lazyrestore.dump({"squares": np.arange(100_000) ** 2, "names": np.array(["a", "b"])}, path)
     with lazyrestore.load(path, mode="r", names=["squares"], prefetch="none") as arrays:
         assert_type(arrays, lazyrestore.Arrays)
-        squares = arrays["squares"]
+        squares = arrays["squares"]  # is there as long as it is used
         assert_type(squares, np.ndarray[Any, Any])
         assert_type(arrays.session, lazyrestore.Session)
         print(f"the last of {len(squares):,} squares is {squares[-1]:,}")
+
+    np.savez(folder / "arrays.npz", squares=squares[:1000])
+    np.save(folder / "squares.npy", squares[:1000])
+    for source in (
+        lazyrestore.NpzFile(folder / "arrays.npz"),
+        lazyrestore.NpyFile(folder / "squares.npy", name="squares"),
+    ):
+        lazyrestore.dump(source, folder / "converted.lzr", byte_planes="none")
+    found = lazyrestore.diff(path, folder / "converted.lzr", regions=["squares"])
+    assert_type(found, lazyrestore.DiffReport)
+    assert not found.same
+    print(f"the file has their beginning: {found.different_pages} of {found.pages} pages differ")
 
     lazyrestore.dump_pickle({"step": 7, "weights": np.ones(50_000)}, folder / "object.lzr")
     # Loading a pickle runs what is in it: say so only of your own.
@@ -142,6 +154,8 @@ def dump_others(folder: Path, pid: int) -> None:
     lazyrestore.dump(lazyrestore.ProcessTree(pid, leave_running=True), folder / "tree.lzr")
     lazyrestore.dump(lazyrestore.CoreFile(folder / "core"), folder / "core.lzr")
     lazyrestore.dump(lazyrestore.CriuFolder(folder / "criu"), folder / "criu.lzr")
+    tensors = lazyrestore.SafetensorsFile(folder / "model.safetensors")
+    lazyrestore.dump(tensors, folder / "model.lzr")
 
 
 def meet_errors(path: Path) -> None:

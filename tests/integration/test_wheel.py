@@ -50,6 +50,12 @@ def bare(tmp_path_factory, venv, wheel):
     return install(venv, wheel, tmp_path_factory.mktemp("bare") / "v")
 
 
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory, venv, wheel):
+    """The Python of an environment that has numpy too, and no more: for the types of arrays."""
+    return install(venv, wheel, tmp_path_factory.mktemp("checked") / "v", "numpy")
+
+
 # ---- What comes with it --------------------------------------------------------------------------
 
 
@@ -96,17 +102,32 @@ def test_the_processor_is_asked_by_ourselves() -> None:
 
 # ---- What does not -------------------------------------------------------------------------------
 
+BFLOAT16 = """
+with lazyrestore.ImageWriter("x.lzr") as writer:
+    about = {"dtype": "bfloat16", "shape": [2], "order": "C"}
+    writer.add_region("memory", metadata={"array": about})
+    writer.write(b"1234")
+"""
+OBJECT = """
+import numpy
+lazyrestore.dump_pickle([numpy.zeros(9999)], "x.lzr")
+"""
+RESTORED = "lazyrestore.restore('x.lzr', lazy=False)"
+# What makes an image where numpy is installed; what then needs an extra, and which.
 LACKS = {
-    "array": ("lazyrestore.restore(p, lazy=False)['memory'].array()", "numpy"),
-    "load": ("lazyrestore.load(p)['memory']", "numpy"),
+    "array": ("lazyrestore.dump(b'x', 'x.lzr')", f"{RESTORED}['memory'].array()", "numpy"),
+    "load": ("lazyrestore.dump(b'x', 'x.lzr')", "lazyrestore.load('x.lzr')['memory']", "numpy"),
+    "pickle": (OBJECT, "lazyrestore.load_pickle('x.lzr', trusted=True)", "numpy"),
+    "bfloat16": (BFLOAT16, f"{RESTORED}['memory'].array()", "ml"),
 }
 
 
 @pytest.mark.parametrize("what", LACKS)
-def test_who_needs_an_extra_says_so(bare, tmp_path, what) -> None:
-    code, extra = LACKS[what]
-    whole = f"import lazyrestore; p = 'x.lzr'; lazyrestore.dump(b'x', p); {code}"
-    result = run(bare, "-c", whole, cwd=tmp_path, ok=False)
+def test_who_needs_an_extra_says_so(bare, checked, tmp_path, what) -> None:
+    make, code, extra = LACKS[what]
+    run(checked, "-c", f"import lazyrestore\n{make}", cwd=tmp_path)
+    python = bare if extra == "numpy" else checked
+    result = run(python, "-c", f"import lazyrestore; {code}", cwd=tmp_path, ok=False)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ModuleNotFoundError: ")
@@ -193,12 +214,6 @@ with lazyrestore.restore("x.lzr", lazily=True) as session:  # call-arg
 lazyrestore.ImageError.exit_code.upper()  # attr-defined
 lazyrestore.opne("x.lzr")  # attr-defined
 """
-
-
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory, venv, wheel):
-    """The Python of an environment that has numpy too, for the types of arrays."""
-    return install(venv, wheel, tmp_path_factory.mktemp("checked") / "v", "numpy")
 
 
 def test_a_checker_is_content_with_a_program_that_uses_it_all(checked, tmp_path) -> None:
