@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None, *, daemon: Daemon | None = None
         daemon: for a restore of processes, forked already.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given == ["--version"] and _print_version():
+    if given[:1] == ["help"]:  # as many programs have it
+        given = [*given[1:2], "--help"]
+    if given in (["--version"], ["-V"]) and _print_version():
         return 0
 
     import gc
@@ -85,7 +87,7 @@ def _print_version() -> bool:
 
 def _commands_for(arguments: Sequence[str]) -> Sequence[str]:
     """The commands that have to be there to make sense of the arguments."""
-    if arguments[0] == "--version":
+    if arguments[0] in ("--version", "-V"):
         return ()
     asked = next((argument for argument in arguments if not argument.startswith("-")), "")
     return (asked,) if asked in COMMANDS else COMMANDS

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,9 +35,19 @@ def modules_of(*arguments: object) -> set[str]:
     return set(result.err.split())
 
 
-def test_version() -> None:
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(option: str) -> None:
     """The package's own, and nothing else"""
-    assert run("--version").ok().out == f"lazyrestore {lazyrestore.__version__}\n"
+    assert run(option).ok().out == f"lazyrestore {lazyrestore.__version__}\n"
+    with open("/dev/full", "wb") as full:
+        run(option, stdout=full).fails(1, "No space left on device")
+
+
+def test_help_as_a_command() -> None:
+    """As git and others have it"""
+    assert run("help").ok().out == run("--help").ok().out
+    assert run("help", "info").ok().out == run("info", "--help").ok().out
+    run("help", "nonsense").fails(2, "nonsense")
 
 
 @pytest.mark.uffd
@@ -49,8 +61,9 @@ def test_lazy_restore_imports_little(small: Image) -> None:
 
 
 def test_version_imports_no_command() -> None:
-    """Nor the C core"""
+    """Nor the C core, nor what reads arguments"""
     loaded = modules_of("--version")
+    assert "typer" not in loaded
     assert not any(f"lazyrestore.cli.{name}" in loaded for name in COMMANDS)
     assert "lazyrestore._native" not in loaded
 
@@ -82,6 +95,44 @@ def test_every_command_takes_json() -> None:
     group = typer.main.get_command(make_app())
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         assert any("--json" in parameter.opts for parameter in command.params), name
+
+
+def test_sizes_in_json_are_bytes(small: Image, tmp_path: Path) -> None:
+    """Whole numbers, of bytes; units are for people"""
+    image, out = tmp_path / "x.lzr", tmp_path / "out"
+    better = tmp_path / "y.lzr"
+    lazyrestore.dump({"memory": os.urandom(1 << 20)}, image)
+    lazyrestore.dump({"memory": os.urandom(1 << 19)}, better)
+    for arguments in (
+        ["dump", "--file", image, out],
+        ["restore", image, "-o", tmp_path / "raw"],
+        ["restore", "--lazy", "--or-eager", image],
+        ["info", image],
+        ["ls", image],
+        ["verify", image],
+        ["diff", image, better],
+        ["cat", image, "--length", "64K"],
+    ):
+        result = run(*arguments, "--json")
+        assert result.code in (0, 1), result
+        found = list(leaves(json.loads(result.out)))
+        sizes = [value for name, value in found if "bytes" in name or name == "length"]
+        assert sizes, result
+        assert all(value is None or type(value) is int for value in sizes), result
+        texts = [value for _, value in found if isinstance(value, str)]
+        assert not any(re.search(r"\d (B|[KMGT]iB)\b", text) for text in texts), result
+
+
+def leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Every value that is no map or list, with the key that leads to it"""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item, name)
+    else:
+        yield name, value
 
 
 def test_without_arguments() -> None:
