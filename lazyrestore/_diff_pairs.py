@@ -86,15 +86,16 @@ def _spans(image: Image, numbers: list[int]) -> list[Span]:
 
 
 def _overlaps(a: list[Span], b: list[Span]) -> list[Pair]:
-    pairs = []
+    """Of regions that do not overlap within their image. Where they do, less is found."""
+    pairs: list[Pair] = []
     at = 0
     for owner, start, end, number in a:
-        # Those that end before this one begins do so before all that follow: a region's memory is
-        # in no other one. If it is, in a damaged image, less is found, and nothing wrong.
+        # Those that end before this one begins do so before all that follow.
         while at < len(b) and (b[at][0], b[at][2]) <= (owner, start):
             at += 1
-        for other_owner, other_start, other_end, other in b[at:]:
-            if other_owner != owner or other_start >= end:
+        for place in range(at, len(b)):
+            other_owner, other_start, other_end, other = b[place]
+            if other_owner != owner or other_start >= end or len(pairs) >= len(a) + len(b):
                 break
             low, high = max(start, other_start), min(end, other_end)
             if low < high:

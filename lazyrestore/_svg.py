@@ -1,6 +1,6 @@
 """A picture of an image's regions, as SVG: what `info --map` draws, finer.
 
-A cell's height says how much of it is data, its colour of what kind. Neighbours that look alike are
+A cell is divided by what its pages are, the data at the bottom. Neighbours that look alike are
 one shape, and shapes of one colour are one path, so that pictures stay small.
 """
 
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from ._map import DATA_KINDS, HOLE, KINDS, UNKNOWN, ZERO, ImageMap, RegionMap, survey
 from ._open import Image
 
+_PACKED = 300  # with more regions than these not each begins a row of its own
 _COLUMNS = 256
-_ROWS = 64  # at most, beyond the first of each region
+_ROWS = 32  # at most, beyond the first of each region
 _CELL_WIDTH = 3
 _CELL_HEIGHT = 12
 _ROW_HEIGHT = 18
 _HOT_HEIGHT = 2
-_LEVELS = 8  # of a cell's height
 _MARGIN = 16
 _NAMES_WIDTH = 210
 _LENGTHS_WIDTH = 86
@@ -57,7 +58,10 @@ def write_map(image: Image, working_set: Iterable[int], path: str) -> ImageMap:
     """
     from ._outfile import OutputFile
 
-    drawn = survey(image, _COLUMNS, _ROWS, working_set)
+    if len(image.regions) > _PACKED:
+        drawn = survey(image, 1, _ROWS * _COLUMNS, working_set)
+    else:
+        drawn = survey(image, _COLUMNS, _ROWS, working_set)
     file = OutputFile(os.fspath(path))
     try:
         for part in draw_map(drawn, os.path.basename(image.path), image.cluster_size):
@@ -78,7 +82,9 @@ def draw_map(drawn: ImageMap, name: str, cluster_size: int) -> Iterator[str]:
     """
     from .cli._show import count, size
 
-    rows = sum(_rows_of(region, drawn.columns) for region in drawn.regions)
+    is_packed = len(drawn.regions) > _PACKED
+    strips = _pack(drawn.regions) if is_packed else _stack(drawn.regions)
+    rows = strips[-1][-1].row + 1 if strips else 0
     items = list(_legend(drawn, cluster_size))
     legend_rows = list(_wrap(items, _width() - 2 * _MARGIN))
     top = _HEAD_HEIGHT
@@ -88,9 +94,11 @@ def draw_map(drawn: ImageMap, name: str, cluster_size: int) -> Iterator[str]:
     title = f"{_clean(name)}: {size(total)} in {count(len(drawn.regions), 'region')}"
     note = (
         f"a cell is {cell} ({count(drawn.cell_clusters, 'cluster')}),"
-        f" a row {size(drawn.cell_clusters * cluster_size * drawn.columns)};"
-        " a cell's height: how much of it is data"
+        f" a row {size(drawn.cell_clusters * cluster_size * _COLUMNS)};"
+        " a cell's height: how much of it is what"
     )
+    if is_packed:
+        note += "; a row's name: its first region's"
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_width()}" height="{height}"'
         f' viewBox="0 0 {_width()} {height}" role="img" aria-labelledby="title desc">\n'
@@ -100,11 +108,10 @@ def draw_map(drawn: ImageMap, name: str, cluster_size: int) -> Iterator[str]:
         f'<text class="title" x="{_MARGIN}" y="30">{escape(_shorten(title, 84))}</text>\n'
         f'<text class="muted" x="{_MARGIN}" y="50">{escape(note)}</text>\n'
     )
-    y = top
-    for region in drawn.regions:
-        yield from _draw_region(region, drawn, cluster_size, y)
-        y += _rows_of(region, drawn.columns) * _ROW_HEIGHT
-    y += 20
+    cell_bytes = drawn.cell_clusters * cluster_size
+    for region, places in zip(drawn.regions, strips, strict=True):
+        yield from _draw_region(region, places, cell_bytes, top, is_packed=is_packed)
+    y = top + rows * _ROW_HEIGHT + 20
     for row in legend_rows:
         for x, css, text in row:
             yield (
@@ -119,11 +126,57 @@ def _width() -> int:
     return 2 * _MARGIN + _NAMES_WIDTH + _LENGTHS_WIDTH + _COLUMNS * _CELL_WIDTH
 
 
-def _rows_of(region: RegionMap, columns: int) -> int:
-    return max(1, -(-region.cell_count // columns))
+_Look = tuple[tuple[int, int, int], ...]
+_NOTHING: _Look = ()
 
 
-def _draw_region(region: RegionMap, drawn: ImageMap, cluster_size: int, top: int) -> Iterator[str]:
+class _Strip(NamedTuple):
+    """Cells of a region that are drawn side by side."""
+
+    row: int
+    column: int
+    first: int
+    last: int  # the one behind it
+    is_named: bool
+
+
+def _stack(regions: Sequence[RegionMap]) -> list[list[_Strip]]:
+    """Each region begins a row of its own."""
+    strips, row = [], 0
+    for region in regions:
+        starts = range(0, max(1, region.cell_count), _COLUMNS)
+        strips.append(
+            [
+                _Strip(row + number, 0, at, min(at + _COLUMNS, region.cell_count), at == 0)
+                for number, at in enumerate(starts)
+            ]
+        )
+        row += len(starts)
+    return strips
+
+
+def _pack(regions: Sequence[RegionMap]) -> list[list[_Strip]]:
+    """One behind the other, a cell between them: there are too many for a row each."""
+    strips, row, column, is_named = [], 0, 0, False
+    for region in regions:
+        places: list[_Strip] = []
+        at = 0
+        while at < region.cell_count or not places:
+            if column >= _COLUMNS:
+                row, column, is_named = row + 1, 0, False
+            end = min(region.cell_count, at + _COLUMNS - column)
+            places.append(_Strip(row, column, at, end, not is_named and at == 0))
+            is_named = is_named or at == 0
+            column += end - at
+            at = end
+        column += 1
+        strips.append(places)
+    return strips
+
+
+def _draw_region(
+    region: RegionMap, strips: Sequence[_Strip], cell_bytes: int, top: int, *, is_packed: bool
+) -> Iterator[str]:
     from .cli._show import size
 
     name = _clean(region.region.name)
@@ -131,19 +184,20 @@ def _draw_region(region: RegionMap, drawn: ImageMap, cluster_size: int, top: int
     tip = f"{name}: {size(region.region.length)}, {data}, {size(region.stored_bytes)} stored"
     yield f"<g><title>{escape(tip)}</title>\n"
     left = _MARGIN + _NAMES_WIDTH + _LENGTHS_WIDTH
-    for row in range(_rows_of(region, drawn.columns)):
-        y = top + row * _ROW_HEIGHT
-        if row == 0:
-            label, css = size(region.region.length), "length"
+    for strip in strips:
+        y = top + strip.row * _ROW_HEIGHT
+        if strip.is_named:
             shown = escape(_shorten(name, _NAME_LETTERS))
             yield f'<text x="{_MARGIN}" y="{y + 10}">{shown}</text>\n'
-        else:
-            start = row * drawn.columns * drawn.cell_clusters * cluster_size
-            label, css = f"+{size(start)}", "length muted"
-        yield f'<text class="{css}" x="{left - 10}" y="{y + 10}">{label}</text>\n'
-        first = row * drawn.columns
-        last = min(first + drawn.columns, region.cell_count)
-        yield from _draw_cells(region, first, last, left, y)
+        label, css = "", ""
+        if strip.first == 0 and (strip.is_named or not is_packed):
+            label, css = size(region.region.length), "length"
+        elif strip.first and not is_packed:
+            label, css = f"+{size(strip.first * cell_bytes)}", "length muted"
+        if label:
+            yield f'<text class="{css}" x="{left - 10}" y="{y + 10}">{label}</text>\n'
+        x = left + strip.column * _CELL_WIDTH
+        yield from _draw_cells(region, strip.first, strip.last, x, y)
     yield "</g>\n"
 
 
@@ -155,18 +209,13 @@ def _draw_cells(region: RegionMap, first: int, last: int, left: int, top: int) -
         x, width = left + (start - first) * _CELL_WIDTH, (end - start) * _CELL_WIDTH
         paths.setdefault(css, []).append(f"M{x} {y}h{width}v{height}h-{width}z")
 
-    start, before = first, None
+    start, before = first, _NOTHING
     for at in range(first, last + 1):
-        look = _look(region.cell(at)) if at < last else None
+        look = _look(region.cell(at)) if at < last else _NOTHING
         if look == before:
             continue
-        if before is not None:
-            below, above, level = before
-            height = _CELL_HEIGHT * level // _LEVELS
-            if level < _LEVELS:
-                add(_KINDS[below][0], start, at, top, _CELL_HEIGHT - height)
-            if level:
-                add(_KINDS[above][0], start, at, top + _CELL_HEIGHT - height, height)
+        for kind, bottom, height in before:
+            add(_KINDS[kind][0], start, at, top + _CELL_HEIGHT - bottom - height, height)
         start, before = at, look
     if region.hot:
         for start, end in _runs(region.hot[first:last]):
@@ -175,17 +224,22 @@ def _draw_cells(region: RegionMap, first: int, last: int, left: int, top: int) -
         yield f'<path class="{css}" d="{"".join(parts)}"/>\n'
 
 
-def _look(pages: Sequence[int]) -> tuple[int, int, int]:
-    """What is behind, what is before it, and up to which of the levels."""
+def _look(pages: Sequence[int]) -> _Look:
+    """What a cell shows, from below: kinds, where each begins, and how high it is."""
     if pages[UNKNOWN]:
-        return UNKNOWN, UNKNOWN, _LEVELS
-    below = ZERO if pages[ZERO] > pages[HOLE] else HOLE
-    data = sum(pages[kind] for kind in DATA_KINDS)
-    if not data:
-        return below, below, 0
-    # Whatever has any data shows some, and only what is full is full.
-    level = max(1, data * _LEVELS // sum(pages))
-    return below, max(DATA_KINDS, key=pages.__getitem__), level
+        return ((UNKNOWN, 0, _CELL_HEIGHT),)
+    total = sum(pages)
+    found = []
+    counted = level = 0
+    for kind in (*DATA_KINDS, ZERO, HOLE):
+        counted += pages[kind]
+        until = counted * _CELL_HEIGHT // total
+        if kind in DATA_KINDS and counted:
+            until = max(1, until)  # whatever has any data shows some
+        if until > level:
+            found.append((kind, level, until - level))
+            level = until
+    return tuple(found)
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

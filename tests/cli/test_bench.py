@@ -106,8 +106,10 @@ def test_an_image(text_image: Path, tmp_path: Path) -> None:
         assert row["us"] > 0
         assert row["ratio"] == pytest.approx(row["us"] / row["other_us"], rel=0.01)
     assert {"lazyrestore", "hello"} <= set(report["faults"])
-    # Each of ours brings a cluster of 16 pages, hello's one page.
-    assert report["faults"]["lazyrestore"]["count"] == 4 * MIB // 65536
+    # Each of ours brings a cluster of 16 pages, hello's one page; but who goes on before all of a
+    # cluster is there may have to wait again.
+    clusters = 4 * MIB // 65536
+    assert clusters <= report["faults"]["lazyrestore"]["count"] <= 16 * clusters
     assert list(tmp_path.iterdir()) == []
 
 

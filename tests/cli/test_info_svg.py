@@ -120,6 +120,27 @@ def test_as_much_of_each_kind(tmp_path: Path) -> None:
     assert not found.get("hot")
 
 
+def test_more_regions_than_rows(tmp_path: Path) -> None:
+    """One behind the other: a picture of bearable height, with all of the data in it"""
+    image = tmp_path / "x.lzr"
+    with lazyrestore.ImageWriter(image) as writer:
+        for number in range(2000):
+            writer.add_region(f"region {number}")
+            writer.write(number.to_bytes(8, "little") * (512 * (number % 40)))
+        writer.add_region("long")
+        writer.hole(30 << 20)
+    root = draw(image, tmp_path)
+    check(root)
+    assert float(root.attrib["height"]) < 2000
+    titles = [each.text or "" for each in root.iter(f"{SVG}title")]
+    assert titles[1001].startswith("region 1000: 0 B, ")
+    assert titles[-1].startswith("long: 30.0 MiB")
+    cells = [box for boxes in shapes(root).values() for box in boxes]
+    area = sum((right - left) * (bottom - top) for left, top, right, bottom in cells)
+    clusters = sum(-(-(number % 40) // 16) for number in range(2000))
+    assert area == (clusters + 30 * 16) * _svg._CELL_WIDTH * _svg._CELL_HEIGHT
+
+
 def test_dark_and_light(tmp_path: Path) -> None:
     """Colours of both, by class"""
     text = "".join(each.text or "" for each in draw(sound("mixed"), tmp_path).iter(f"{SVG}style"))
