@@ -12,7 +12,7 @@ import os
 import sys
 import weakref
 from _thread import RLock
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._open import Image
@@ -113,14 +113,18 @@ def to_region(image: object, name: str) -> tuple[Any, ...]:
     return _region, (*_identify(image), name)
 
 
-def to_session(image: object, names: Sequence[str] | None) -> tuple[Any, ...]:
+def to_session(image: object, names: Iterable[str] | None) -> tuple[Any, ...]:
     """What pickle has for a session of the regions of these names, None: of all."""
-    return _session, (*_identify(image), names)
+    return _session, (*_identify(image), _listed(names))
 
 
-def to_arrays(image: object, names: Sequence[str] | None, mode: str) -> tuple[Any, ...]:
+def to_arrays(image: object, names: Iterable[str] | None, mode: str) -> tuple[Any, ...]:
     """What pickle has for what `load` returned."""
-    return _arrays, (*_identify(image), names, mode)
+    return _arrays, (*_identify(image), _listed(names), mode)
+
+
+def _listed(names: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)
 
 
 def _identify(image: object) -> _Reference:

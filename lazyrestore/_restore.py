@@ -194,7 +194,8 @@ def map_image(
             core.wait_first(None)
     elif prefetch == "all":
         core.fill()
-    return Session(image, core, regions, waited, _begin_recording(core, record), chosen)
+    recording = _begin_recording(core, record)
+    return Session(image, core, regions, waited, recording, chosen, names=names)
 
 
 def _map_region(

@@ -8,7 +8,7 @@ import time
 import weakref
 from _thread import RLock
 from array import array
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -58,7 +58,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
         recording: Recording | None = None,
         working_set: WorkingSet | None = None,
         *,
-        names: Sequence[str] | None = None,
+        names: Iterable[str] | None = None,
         make: Callable[[int], Region | PlacedRegion] | None = None,
         is_shared: bool = False,
     ) -> None:
@@ -71,7 +71,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
             waited: where its regions note how long touches waited.
             recording: of what is touched.
             working_set: what is loaded first.
-            names: the regions that can be asked for, where `make` is given; None: all of the image.
+            names: of the regions that can be asked for; None: all of the image.
             make: maps a region, by its number, when it is first asked for.
             is_shared: its regions are others' too: closing the session only lets go of them.
         """
@@ -80,7 +80,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
         self._image: Image | None = image
         self._core = core
         self._regions: MutableMapping[str, Region | PlacedRegion] = dict(regions)
-        self._names = tuple(regions) if make is None else names
+        self._names = None if names is None else dict.fromkeys(names)
         self._make = make
         self._is_shared = is_shared
         self._waited = waited
@@ -124,10 +124,10 @@ class Session(Mapping[str, Region | PlacedRegion]):
     def __iter__(self) -> Iterator[str]:
         if self._names is not None:
             return iter(self._names)
-        return (info.name for info in self._open_image().regions)
+        return iter(self._open_image()._numbers)
 
     def __len__(self) -> int:
-        return len(self._open_image().regions if self._names is None else self._names)
+        return len(self._open_image()._numbers if self._names is None else self._names)
 
     @property
     def digest(self) -> str:
@@ -277,7 +277,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
                 region.close()
         # Regions that have views go on, and hold the pager and the image; without any, both end.
         self._regions = {}
-        self._names = ()
+        self._names = {}
         self._core = self._image = self._make = None
         self._waited = array("I")
 
@@ -307,7 +307,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
 
         image = self._open_image()
         copies = {name: deepcopy(region, memo) for name, region in self.items()}
-        return Session(image, None, copies, array("I"))
+        return Session(image, None, copies, array("I"), names=self._names)
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "lazy" if self.lazy else "eager"
