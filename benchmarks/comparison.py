@@ -6,7 +6,7 @@ Each is used as its documentation says, with its defaults; where there is a choi
 zstd of about our level. Each measurement is a fresh process that has imported what it uses, and all
 take turns. Files are in the page cache (just written or read), but what a squashfs has decoded is
 dropped before each. What is not installed is named and left out; `--write` puts the table into the
-page.
+page, and a part of it into the README.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from . import machine, peers
 from .data import ROOT, environment, numeric_arrays
 from .runner import NotMeasuredError
 
-PAGE = ROOT / "docs" / "comparison.md"
+PAGE, README = ROOT / "docs" / "comparison.md", ROOT / "README.md"
+IN_README = ("lazyrestore", "npy", "safetensors", "blosc2", "npz", "joblib")
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 MIB = 1 << 20
 NAME = "embeddings"
@@ -284,13 +285,15 @@ def _run_child(kind: str, action: str, *paths: Path) -> dict[str, float]:
     return result
 
 
-def table(result: dict[str, Any]) -> str:
-    """As Markdown: medians."""
-    lines = [
-        "|  | size | write | first element | 1,000 random rows | sum of all | memory, 1,000 rows |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for kind, figures in result["kinds"].items():
+def table(result: dict[str, Any], kinds: Iterable[str], columns: int) -> str:
+    """As Markdown: medians; the first so many columns of some kinds."""
+    head = ["", "size", "first element", "1,000 random rows", "sum of all"]
+    head += ["write", "memory, 1,000 rows"]
+    rows = [head, ["---"] * len(head)]
+    for kind in kinds:
+        figures = result["kinds"].get(kind)
+        if figures is None:
+            continue
         spent = {
             action: statistics.median(turn["ms"] for turn in turns)
             for action, turns in figures["turns"].items()
@@ -299,33 +302,38 @@ def table(result: dict[str, Any]) -> str:
             action: statistics.median(turn["mib"] for turn in turns)
             for action, turns in figures["turns"].items()
         }
-        cells = [
+        row = [
             KINDS[kind][0],
             f"{100 * figures['bytes'] / result['raw']:.0f} %",
-            f"{figures['write_s']:.2f} s",
             *(_milliseconds(spent[action]) for action in ("first", "rows", "sum")),
+            f"{figures['write_s']:.1f} s",
             f"{memory['rows']:.1f} MiB",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row[:columns])} |" for row in rows)
 
 
 def _milliseconds(value: float) -> str:
-    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+    """Two digits: turns differ by more than the third."""
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f} ms" if rounded >= 10 else f"{rounded:g} ms"
 
 
-def write_page(result: dict[str, Any]) -> None:
-    """Replace the figures in the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
+def write_pages(result: dict[str, Any]) -> None:
+    """Replace the figures in both."""
     about = result["machine"]
     said = (
         f"{result['raw'] // MIB} MiB in eight arrays, on {about['cores']} cores of"
         f" {about['processor']}, Linux {about['kernel'].split('-')[0]}; medians of"
         f" {len(result['kinds']['lazyrestore']['turns']['sum'])} turns."
     )
-    PAGE.write_text(f"{head}{BEGIN}\n{said}\n\n{table(result)}\n{END}{tail}", encoding="utf-8")
+    for page, figures in (
+        (PAGE, f"{said}\n\n{table(result, KINDS, 7)}"),
+        (README, table(result, IN_README, 5)),
+    ):
+        head, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        _, tail = rest.split(END)
+        page.write_text(f"{head}{BEGIN}\n{figures}\n{END}{tail}", encoding="utf-8")
 
 
 def main() -> None:
@@ -344,9 +352,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="comparison-", dir=given.folder) as folder:
         result = measure(given.mib * MIB, given.turns, Path(folder))
-    print(table(result))
+    print(table(result, KINDS, 7))
     if given.write:
-        write_page(result)
+        write_pages(result)
 
 
 if __name__ == "__main__":
