@@ -60,6 +60,7 @@ class Pickled:
         self.frozen_us: int | None = None
         self._kind = kind
         self._head = Piece(PICKLE, stream)
+        self._head.address = 0  # it was nowhere that matters
         self._singles, self._packs = _sort(buffers)
         described: dict[str, object] = {"protocol": PROTOCOL, "buffers": len(buffers)}
         if self._packs:

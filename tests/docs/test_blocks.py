@@ -29,6 +29,8 @@ PAGES = [
     "README.md",
     "docs/arrays.md",
     "docs/containers.md",
+    "docs/converters.md",
+    "docs/objects.md",
     "docs/permissions.md",
     "docs/processes.md",
     "docs/serving.md",
