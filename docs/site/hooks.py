@@ -28,7 +28,7 @@ LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 # A number and its unit stay in one line of a table's narrow cell.
 QUANTITY = re.compile(r"(?<=\d) (?=(?:[KMGT]?i?B(?:/s)?|ns|µs|ms|s|%|×)(?: |$))")
 TABLE_ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
-FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 # What tests/page_blocks.py reads.
 DIRECTIVE = re.compile(r"^<!-- test: .*?-->\n", re.MULTILINE | re.DOTALL)
 LANGUAGES = {
