@@ -154,7 +154,7 @@ def describe_dtype(dtype: numpy.dtype[Any]) -> object:
     if dtype.hasobject:
         raise TypeError(
             "objects are only references to memory elsewhere; convert it to numbers or fixed-length"
-            " strings, or pickle it"
+            " strings, or use dump_pickle"
         )
     described = _describe(dtype)
     try:

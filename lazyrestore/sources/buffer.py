@@ -166,7 +166,7 @@ def _buffer_bytes(name: str, data: object) -> tuple[memoryview, bool]:
     except TypeError:
         raise TypeError(
             f"region {name!r} cannot be dumped: {type(data).__name__} is neither a buffer nor a"
-            " numpy array; pickle it, or dump what it is made of"
+            " numpy array: make it one, or use dump_pickle for objects"
         ) from None
     except BufferError:  # it has gaps
         return memoryview(memoryview(buffer).tobytes()), True
