@@ -20,6 +20,7 @@ _INTERVAL_S = 0.1
 _LINE_INTERVAL_S = 2.0  # where each is a line of its own
 _SMOOTH_S = 3.0  # the rate is that of about so long: zeros go by much faster than data
 _LEAST_BAR, _MOST_BAR = 4, 40
+_EIGHTHS = " ▏▎▍▌▋▊▉·█"
 
 
 class Progress:
@@ -91,7 +92,8 @@ class Progress:
             return
         done, total = self._last
         passed = time.monotonic() - self._start
-        rate = self._rate or (done / passed if passed > 0 else 0.0)
+        rate = 0.0 if done == total else self._rate  # at the end that of all of it
+        rate = rate or (done / passed if passed > 0 else 0.0)
         text = describe(self._what, done, total, rate, has_bar=False)
         if self._width:
             self._write("")
@@ -159,8 +161,10 @@ def describe(
 
 
 def _bar(share: float, width: int) -> str:
-    full, empty = ("█", "·") if can_print("█·", sys.stderr) else ("#", ".")
-    return (full * int(share * width)).ljust(width, empty)
+    if not can_print(_EIGHTHS, sys.stderr):
+        return ("#" * int(share * width)).ljust(width, ".")
+    full, eighths = divmod(int(share * width * 8), 8)
+    return ("█" * full + _EIGHTHS[eighths].strip()).ljust(width, "·")
 
 
 def _columns() -> int:

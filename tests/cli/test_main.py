@@ -78,6 +78,23 @@ def test_every_command_has_help() -> None:
         assert max(map(len, text.splitlines())) <= 80
 
 
+def test_help_is_in_groups_with_examples() -> None:
+    """What is only for some uses stands apart, and no word of it is broken at a hyphen"""
+    shown = run("restore", "--help").ok().out
+    headings = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
+    assert headings == ["Arguments", "Options", "With --lazy", "Of processes", "Examples"]
+    assert "With --lazy: " not in shown.partition("\nOptions:")[2].replace(
+        "With --lazy: a program", ""
+    )
+    assert "  --trace                         Print each fault" in shown
+    assert run("--help").ok().out.count(":\n  ") >= 4
+    for name in COMMANDS:
+        text = run(name, "--help").ok().out
+        assert "\nExamples:\n" in text
+        assert not re.search(r"[a-z]-$", text, re.MULTILINE), name
+        assert "{" not in text.partition("\n")[0]
+
+
 def test_every_option_is_explained() -> None:
     import typer
 

@@ -37,9 +37,16 @@ def test_the_longest_that_is_likely_fits(columns: int) -> None:
     for done, rate in ((1000 * MIB, 900 * MIB), (512 << 30, 1 << 20), (1009 << 30, 1 << 30)):
         text = describe("optimize", done, 1009 << 30, rate, columns=columns)
         assert len(text) < columns
-        widths.add(sum(text.count(letter) for letter in "█·"))
+        widths.add(sum(text.count(letter) for letter in "█▉▊▋▌▍▎▏·"))
     assert len(widths) == 1
     assert widths.pop() >= min(40, columns - 76)
+
+
+def test_the_bar_shows_eighths() -> None:
+    """It moves where a few letters would stand still"""
+    shown = {describe("dump", share, 160, 1.0, columns=80).split()[1] for share in range(160)}
+    assert len({bar for bar in shown if set(bar) <= set("█▉▊▋▌▍▎▏·")}) > 80
+    assert "█" * 10 in describe("dump", 160, 160, 1.0, columns=80)
 
 
 def test_of_unknown_length() -> None:
