@@ -17,7 +17,6 @@ from lazyrestore._native import ffi
 from lazyrestore._serve import figures
 from lazyrestore._serve.figures import Figures, Tallies
 from lazyrestore._serve.metrics import Metrics, _buckets, parse_address
-from lazyrestore.errors import LazyRestoreError
 
 PAGE = 4096
 
@@ -194,5 +193,5 @@ def test_without_prometheus_client(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(LazyRestoreError, match=r"pip install 'lazyrestore\[metrics\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lazyrestore\[metrics\]'"):
         Metrics("9100")
