@@ -62,19 +62,9 @@ class Session(Mapping[str, Region | PlacedRegion]):
         make: Callable[[int], Region | PlacedRegion] | None = None,
         is_shared: bool = False,
     ) -> None:
-        """Made by `restore`.
-
-        Args:
-            image: is the session's from now on.
-            core: serves it; None: all is decoded.
-            regions: those that are mapped.
-            waited: where its regions note how long touches waited.
-            recording: of what is touched.
-            working_set: what is loaded first.
-            names: of the regions that can be asked for; None: all of the image.
-            make: maps a region, by its number, when it is first asked for.
-            is_shared: its regions are others' too: closing the session only lets go of them.
-        """
+        # Regions not in `regions` are mapped by `make`, by number, when they are first asked for, if
+        # they are of `names` (None: of the image). With `is_shared` they are others' too: closing
+        # the session only lets go of them.
         self.path = image.path
         self.lazy = core is not None
         self._image: Image | None = image
