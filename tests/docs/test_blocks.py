@@ -7,6 +7,7 @@ copy of the project, with what it installs itself.
 
 from __future__ import annotations
 
+import code
 import os
 import re
 import shlex
@@ -104,3 +105,26 @@ def test_nothing_of_the_tutorial_is_skipped_or_set_up_in_secret() -> None:
     directives = re.findall(r"<!-- test: (\w+)", tutorial.read_text(encoding="utf-8"))
     assert set(directives) <= {"file"}
     assert {step.kind for step in read_page(tutorial).steps} == {"shell", "python", "file"}
+
+
+class Prompt(code.InteractiveConsole):
+    """Python's, which only looks whether it understands."""
+
+    problem = ""
+
+    def runcode(self, code: object) -> None:
+        pass
+
+    def showsyntaxerror(self, filename: str | None = None, **_: object) -> None:
+        self.problem = str(sys.exc_info()[1])
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_python_can_be_pasted_into_a_prompt(name: str) -> None:
+    # Before Python 3.13 that ends a `with` or a `def` at an empty line only.
+    for step in read_page(page_path(name)).steps:
+        if step.kind == "python":
+            prompt = Prompt()
+            for number, line in enumerate([*step.text.split("\n"), ""], step.line):
+                prompt.push(line)
+                assert not prompt.problem, f"{name}:{number}: {prompt.problem}"
