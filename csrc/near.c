@@ -60,7 +60,7 @@ void lr_near_note(struct lr_near *near, uint32_t thread, uint64_t read_ns, uint6
 
 bool lr_near_is_wanted(const struct lr_near *near)
 {
-	return near->is_running && near->streak >= STREAK
+	return near->is_possible && near->streak >= STREAK
 	       && near->served_ns >= near->banned_until_ns
 	       && !atomic_load_explicit(&near->is_unfit, memory_order_relaxed);
 }
@@ -232,19 +232,27 @@ static void *run(void *argument)
 	return NULL;
 }
 
-void lr_near_start(struct lr_pager *pager)
+void lr_near_allow(struct lr_pager *pager)
 {
 	struct lr_near *near = &pager->near;
+
 	near->processor = -1;
 	near->process = pager->target->peer;
 	/* Where a peer's threads run is not known; or it could keep this one, and the turn. */
-	if (pager->target->is_remote
-	    && (!pager->target->are_threads_known || !pager->target->uffd.reads_no_wait))
-		return;
-	if (sched_getaffinity(0, sizeof(near->allowed), &near->allowed) < 0
-	    || CPU_COUNT(&near->allowed) < 2)
-		return;
-	near->is_running = lr_thread_start(&near->thread, run, pager) == 0;
+	near->is_possible =
+		!pager->target->is_remote
+		|| (pager->target->are_threads_known && pager->target->uffd.reads_no_wait);
+}
+
+/* When it is first wanted: most sessions never come to that. */
+static bool start(struct lr_pager *pager)
+{
+	struct lr_near *near = &pager->near;
+
+	if (!near->is_running && CPU_COUNT(&near->allowed) >= 2)
+		near->is_running = lr_thread_start(&near->thread, run, pager) == 0;
+	near->is_possible = near->is_running;
+	return near->is_running;
 }
 
 /* It was put aside in the middle: have it run on any processor, and as others do, if that is
@@ -346,9 +354,11 @@ void lr_near_lend(struct lr_pager *pager)
 		near->banned_until_ns = near->served_ns + BUSY_NS;
 		return;
 	}
-	near->was_lent = true;
 	/* It may have been changed from outside. */
 	sched_getaffinity(0, sizeof(near->allowed), &near->allowed);
+	if (!start(pager))
+		return;
+	near->was_lent = true;
 	atomic_store_explicit(&near->is_over, false, memory_order_relaxed);
 	/* Release: partner of the acquire in take_turn. */
 	atomic_store_explicit(&near->turn, LR_NEAR_WAITS, memory_order_release);

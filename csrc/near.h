@@ -31,6 +31,7 @@ enum lr_near_turn {
 
 struct lr_near {
 	pthread_t thread;
+	bool is_possible;
 	bool is_running;
 	uint32_t processors;       /* of the machine */
 	cpu_set_t allowed;         /* to the pager's own thread */
@@ -59,9 +60,9 @@ struct lr_near {
 	uint64_t ban_ns;
 };
 
-/* Start the thread; asleep. Where there is but one processor, or no thread to be had, do without.
- */
-void lr_near_start(struct lr_pager *pager);
+/* It may be, where it can: the thread starts when it is first lent the turn. Where there is but one
+ * processor, or no thread to be had, it is done without. */
+void lr_near_allow(struct lr_pager *pager);
 void lr_near_stop(struct lr_near *near);
 
 /* A fault was served. */

@@ -251,13 +251,8 @@ static bool wait(struct lr_pager *pager, struct pollfd *waits, bool is_blocked, 
  * some have been served. */
 static bool warm_up(struct lr_pager *pager)
 {
-	/* By itself: pthread_setname_np of another thread takes three system calls. */
-	prctl(PR_SET_NAME, "lazyrestore");
 	lr_hands_have(&pager->loader.hands);
 	lr_pager_have_stack();
-	/* Where threads answer for themselves, no faults come here. */
-	if (!pager->target->is_shared && !pager->target->takes_children)
-		lr_near_start(pager);
 	return true;
 }
 
@@ -273,9 +268,14 @@ static void *run(void *argument)
 	uint64_t awake_until_ns;
 	uint64_t count;
 
+	/* By itself: pthread_setname_np of another thread takes three system calls. */
+	prctl(PR_SET_NAME, "lazyrestore");
 	keep_descriptors(pager);
 	lr_flag_raise(&pager->is_ready);
 	awake_until_ns = lr_clock_ns() + AWAKE_NS;
+	/* Where threads answer for themselves, no faults come here. */
+	if (!pager->target->is_shared && !pager->target->takes_children)
+		lr_near_allow(pager);
 	/* Looked at even while faults keep coming: a thread that touches a region which was
 	 * detached but left mapped asks again and again. Relaxed: nothing else is read by it, and
 	 * the eventfd brings it here. */
