@@ -7,6 +7,9 @@
 #include "reserve.h"
 #include "span.h"
 
+/* Of a cache that is kept for the next to use it: some 64 KiB. */
+#define KEPT_SLOTS_MAX 8u
+
 _Static_assert(LR_PAGES_PER_CLUSTER_MAX / LR_PAGES_PER_WORD
 		       == sizeof(((struct lr_cluster_info *)0)->states) / sizeof(uint64_t),
 	       "lr_cluster_info has room for the states of the largest cluster");
@@ -44,18 +47,26 @@ int lr_index_cache_open(struct lr_index_cache *cache, const struct lr_index *ind
 
 	memset(cache, 0, sizeof(*cache));
 	cache->node_bytes = (leaf_bytes + 63u) & ~63u;
-	memory = lr_reserve(cache_bytes(cache));
+	memory = lr_buffer_take(cache_bytes(cache));
 	if (!memory)
 		return LR_ERR_NOMEM;
 	cache->slots = memory;
+	memset(cache->slots, 0, LR_INDEX_CACHE_SLOTS * sizeof(*cache->slots));
 	cache->nodes = (uint8_t *)memory + LR_INDEX_CACHE_SLOTS * sizeof(struct lr_index_slot);
 	return LR_OK;
 }
 
 void lr_index_cache_close(struct lr_index_cache *cache)
 {
-	if (cache->slots)
+	uint32_t used = 0;
+
+	for (uint32_t slot = 0; cache->slots && slot < LR_INDEX_CACHE_SLOTS; slot++)
+		used += cache->slots[slot].offset != 0;
+	/* One in which there is much is not kept. */
+	if (used > KEPT_SLOTS_MAX)
 		munmap(cache->slots, cache_bytes(cache));
+	else if (cache->slots)
+		lr_buffer_give(cache->slots, cache_bytes(cache));
 	cache->slots = NULL;
 }
 

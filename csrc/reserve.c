@@ -4,11 +4,13 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
+/* Kinds of buffers: a decoder has one of each of two sizes. */
+#define SPARES 2u
 /* More is not kept. */
-#define SPARE_BYTES_MAX (512u << 10)
+#define SPARE_BYTES_MAX (8u << 20)
 
 /* A buffer that is nobody's begins with its size. */
-static _Atomic(uint64_t *) spare;
+static _Atomic(uint64_t *) spares[SPARES];
 
 void *lr_reserve(size_t bytes)
 {
@@ -21,30 +23,40 @@ void *lr_reserve(size_t bytes)
 	return memory;
 }
 
+/* Put a buffer, or NULL, into a slot, and get what was there. Acquire and release: who takes it
+ * sees the size that was written by who gave it. */
+static uint64_t *swap(uint32_t slot, uint64_t *buffer)
+{
+	return atomic_exchange_explicit(&spares[slot], buffer, memory_order_acq_rel);
+}
+
+static void put(uint64_t *buffer)
+{
+	for (uint32_t slot = 0; slot < SPARES && buffer; slot++)
+		buffer = swap(slot, buffer);
+	if (buffer)
+		munmap(buffer, *buffer);
+}
+
 void *lr_buffer_take(size_t bytes)
 {
-	/* Acquire and release: partners of those in lr_buffer_give. */
-	uint64_t *found = atomic_exchange_explicit(&spare, NULL, memory_order_acq_rel);
-	void *buffer;
+	for (uint32_t slot = 0; slot < SPARES; slot++) {
+		uint64_t *found = swap(slot, NULL);
 
-	if (found && *found == bytes)
-		return found;
-	if (found)
-		munmap(found, *found);
-	buffer = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	return buffer == MAP_FAILED ? NULL : buffer;
+		if (found && *found == bytes)
+			return found;
+		if (found)
+			put(found);
+	}
+	return lr_reserve(bytes);
 }
 
 void lr_buffer_give(void *buffer, size_t bytes)
 {
-	uint64_t *given = buffer;
-
 	if (bytes > SPARE_BYTES_MAX) {
 		munmap(buffer, bytes);
 		return;
 	}
-	*given = bytes;
-	given = atomic_exchange_explicit(&spare, given, memory_order_acq_rel);
-	if (given)
-		munmap(given, *given);
+	*(uint64_t *)buffer = bytes;
+	put(buffer);
 }

@@ -12,7 +12,7 @@
 void *lr_reserve(size_t bytes);
 
 /* A buffer; what is in it is undefined. To have its page frames cleared takes as long as decoding
- * what comes into it: so the last one that was given back is kept for the next to take. NULL where
+ * what comes into it: so the last that were given back are kept for the next to take. NULL where
  * there is no memory. */
 void *lr_buffer_take(size_t bytes);
 void lr_buffer_give(void *buffer, size_t bytes);
