@@ -8,7 +8,12 @@
 #include "planes.h"
 #include "span.h"
 
-#define TAIL_BYTES 65536u
+/* What is read at once of the end, and of the begin: mostly all that is needed. */
+#define TAIL_BYTES 8192u
+#define HEAD_BYTES 1024u
+/* Metadata that begins as near to the end as that is verified when the image is opened: it is large
+ * only in images with very many regions, and then by who reads it. */
+#define METADATA_NEAR 65536u
 
 /* What the footer says, before the rest is believed. */
 struct footer {
@@ -112,16 +117,18 @@ static int parse_footer(const uint8_t *record, uint64_t file_bytes, struct foote
 	return check_footer_values(ret_footer, file_bytes, ret_problem);
 }
 
-/* Bytes of a file, of which the last `tail_bytes` have been read already. */
+/* Bytes of a file, of which the first and the last have been read already. */
 struct tail {
 	const struct lr_source *source;
-	uint8_t *data;
-	uint64_t offset;
+	uint64_t offset; /* of `data` */
+	uint64_t head_bytes;
 	uint64_t bytes_read;
+	uint8_t head[HEAD_BYTES];
+	uint8_t data[TAIL_BYTES];
 };
 
-/* Get a part of the file, from the tail where it is there. Returns it in memory of its own, for the
- * caller to free. */
+/* Get a part of the file, from what was read where it is there. Returns it in memory of its own,
+ * for the caller to free. */
 static int get_part(struct tail *tail, uint64_t offset, uint64_t bytes, uint32_t crc, int bad_crc,
 		    uint8_t **ret_part, struct lr_problem *ret_problem)
 {
@@ -132,6 +139,8 @@ static int get_part(struct tail *tail, uint64_t offset, uint64_t bytes, uint32_t
 		return fail(ret_problem, LR_ERR_NOMEM, LR_NOWHERE);
 	if (offset >= tail->offset) {
 		memcpy(part, tail->data + (offset - tail->offset), bytes);
+	} else if (lr_span_fits(offset, bytes, tail->head_bytes)) {
+		memcpy(part, tail->head + offset, bytes);
 	} else {
 		code = lr_source_read(tail->source, offset, part, bytes, ret_problem);
 		tail->bytes_read += bytes;
@@ -245,9 +254,7 @@ static int check_header_and_metadata(struct tail *tail, const struct footer *foo
 			&part, ret_problem);
 	free(part);
 	part = NULL;
-	/* Metadata is large only in images with very many regions; then its checksum is verified by
-	 * who reads it. */
-	if (code == LR_OK && footer->info.metadata_offset >= tail->offset) {
+	if (code == LR_OK && tail->source->bytes - footer->info.metadata_offset <= METADATA_NEAR) {
 		code = get_part(tail, footer->info.metadata_offset, footer->info.metadata_bytes,
 				footer->metadata_crc, LR_ERR_METADATA, &part, ret_problem);
 		free(part);
@@ -298,32 +305,29 @@ static int read_tail(const struct lr_source *source, struct tail *ret_tail,
 		     struct lr_problem *ret_problem)
 {
 	uint64_t bytes = source->bytes < TAIL_BYTES ? source->bytes : TAIL_BYTES;
-	uint8_t magic[LR_MAGIC_BYTES];
 	int code;
 
 	if (source->bytes == 0)
 		return fail(ret_problem, LR_ERR_EMPTY, 0);
 	if (source->bytes < LR_MAGIC_BYTES)
 		return fail(ret_problem, LR_ERR_MAGIC, 0);
-	code = lr_source_read(source, 0, magic, sizeof(magic), ret_problem);
+	ret_tail->source = source;
+	ret_tail->head_bytes = source->bytes < HEAD_BYTES ? source->bytes : HEAD_BYTES;
+	code = lr_source_read(source, 0, ret_tail->head, ret_tail->head_bytes, ret_problem);
 	if (code < 0)
 		return code;
-	if (memcmp(magic, LR_MAGIC, LR_MAGIC_BYTES) != 0)
+	if (memcmp(ret_tail->head, LR_MAGIC, LR_MAGIC_BYTES) != 0)
 		return fail(ret_problem, LR_ERR_MAGIC, 0);
 	if (source->bytes <= LR_FOOTER_RECORD_BYTES + LR_MAGIC_BYTES)
 		return fail(ret_problem, LR_ERR_TRUNCATED, source->bytes);
-	ret_tail->source = source;
 	ret_tail->offset = source->bytes - bytes;
-	ret_tail->bytes_read = bytes + LR_MAGIC_BYTES;
-	ret_tail->data = malloc(bytes);
-	if (!ret_tail->data)
-		return fail(ret_problem, LR_ERR_NOMEM, LR_NOWHERE);
+	ret_tail->bytes_read = bytes + ret_tail->head_bytes;
 	return lr_source_read(source, ret_tail->offset, ret_tail->data, bytes, ret_problem);
 }
 
 int lr_image_open(const char *path, lr_image **ret_image, struct lr_problem *ret_problem)
 {
-	struct tail tail = {0};
+	struct tail tail;
 	lr_image *image;
 	int code;
 
@@ -339,7 +343,6 @@ int lr_image_open(const char *path, lr_image **ret_image, struct lr_problem *ret
 		code = read_tail(&image->source, &tail, ret_problem);
 	if (code == LR_OK)
 		code = parse_image(image, &tail, ret_problem);
-	free(tail.data);
 	if (code < 0) {
 		lr_image_close(image);
 		return code;
