@@ -185,7 +185,7 @@ static bool take_over(struct lr_session *session)
 	 * closed, and whoever touches them then would wait for good. */
 	target->uffd.device = -1;
 	lr_uffd_close(&target->uffd);
-	if (!is_whole(target)) {
+	if (!is_whole(target) || !target->witness) {
 		forbid_all(target);
 		return false;
 	}
@@ -204,10 +204,8 @@ static bool take_over(struct lr_session *session)
 static bool start(struct lr_session *session)
 {
 	struct lr_target *target = &session->target;
-	int code = lr_witness_open(target);
+	int code = lr_session_start(session, NULL);
 
-	if (code == LR_OK)
-		code = lr_session_start(session, NULL);
 	if (code < 0)
 		fence_all(target);
 	else

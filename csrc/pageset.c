@@ -1,10 +1,5 @@
 #include "pageset.h"
 
-#include <string.h>
-#include <sys/mman.h>
-
-#include "reserve.h"
-
 uint64_t lr_pageset_states_bytes(uint64_t clusters)
 {
 	return clusters ? clusters : 1;
@@ -15,35 +10,15 @@ uint64_t lr_pageset_settled_bytes(uint64_t pages)
 	return (pages / 64 + 1) * 8;
 }
 
-int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages)
+void lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages, void *states,
+		     void *settled)
 {
-	memset(set, 0, sizeof(*set));
-	set->clusters = clusters;
-	set->pages = pages;
-	set->states = lr_reserve(lr_pageset_states_bytes(clusters));
-	set->settled = lr_reserve(lr_pageset_settled_bytes(pages));
-	if (set->states && set->settled)
-		return LR_OK;
-	lr_pageset_close(set);
-	return LR_ERR_NOMEM;
-}
-
-void lr_pageset_close(struct lr_pageset *set)
-{
-	if (set->states && !set->is_borrowed)
-		munmap((void *)set->states, lr_pageset_states_bytes(set->clusters));
-	if (set->settled && !set->is_borrowed)
-		munmap((void *)set->settled, lr_pageset_settled_bytes(set->pages));
-	set->states = NULL;
-	set->settled = NULL;
-}
-
-void lr_pageset_borrow(struct lr_pageset *set, void *states, void *settled)
-{
-	lr_pageset_close(set);
-	set->is_borrowed = true;
-	set->states = states;
-	set->settled = settled;
+	*set = (struct lr_pageset){
+		.states = states,
+		.settled = settled,
+		.clusters = clusters,
+		.pages = pages,
+	};
 }
 
 /* Bits of a word from `low` up to `high`, which is not in it. */

@@ -28,14 +28,12 @@ struct lr_pageset {
 	_Atomic uint8_t *states;   /* one a cluster */
 	_Atomic uint64_t *settled; /* a bit a page */
 	uint64_t clusters;
-	uint64_t pages;   /* of the host, which may be smaller or larger than a cluster */
-	bool is_borrowed; /* its memory is another's */
+	uint64_t pages; /* of the host, which may be smaller or larger than a cluster */
 };
 
-int lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages);
-void lr_pageset_close(struct lr_pageset *set);
-/* Keep it in memory of the caller's, which has what is known already. */
-void lr_pageset_borrow(struct lr_pageset *set, void *states, void *settled);
+/* In memory of the caller's: zeroed, or with what is known already. */
+void lr_pageset_open(struct lr_pageset *set, uint64_t clusters, uint64_t pages, void *states,
+		     void *settled);
 /* How much that takes. */
 uint64_t lr_pageset_states_bytes(uint64_t clusters);
 uint64_t lr_pageset_settled_bytes(uint64_t pages);

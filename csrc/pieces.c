@@ -1,15 +1,9 @@
 #include "pieces.h"
 
 #include <string.h>
-#include <sys/mman.h>
 
 /* More mappings than a process may have (vm.max_map_count is 65530 unless it was raised). */
 #define EXTRA_PIECES (1u << 17)
-
-static uint64_t table_bytes(const struct lr_target *target)
-{
-	return (uint64_t)target->pieces_max * sizeof(struct lr_piece);
-}
 
 uint32_t lr_pieces_max(const struct lr_image *image)
 {
@@ -18,27 +12,16 @@ uint32_t lr_pieces_max(const struct lr_image *image)
 	return room < UINT32_MAX ? (uint32_t)room : UINT32_MAX;
 }
 
-int lr_pieces_open(struct lr_target *target)
+uint64_t lr_pieces_bytes(const struct lr_image *image)
 {
-	target->pieces_max = lr_pieces_max(target->image);
-	for (int i = 0; i < 2; i++) {
-		/* Reserved, and had when it is written: nothing is allocated while messages wait.
-		 */
-		void *items = mmap(NULL, table_bytes(target), PROT_READ | PROT_WRITE,
-				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-		if (items == MAP_FAILED)
-			return LR_ERR_NOMEM;
-		target->tables[i].items = items;
-	}
-	return LR_OK;
+	return 2 * (uint64_t)lr_pieces_max(image) * sizeof(struct lr_piece);
 }
 
-void lr_pieces_close(struct lr_target *target)
+void lr_pieces_open(struct lr_target *target, void *memory)
 {
-	for (int i = 0; i < 2; i++)
-		if (target->tables[i].items)
-			munmap(target->tables[i].items, table_bytes(target));
+	target->pieces_max = lr_pieces_max(target->image);
+	target->tables[0].items = memory;
+	target->tables[1].items = target->tables[0].items + target->pieces_max;
 }
 
 uint32_t lr_pieces_slot(const struct lr_pieces *table, uint64_t address)

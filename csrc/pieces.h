@@ -14,8 +14,11 @@ static inline struct lr_pieces *lr_pieces_current(struct lr_target *target)
 
 /* Room in a table. */
 uint32_t lr_pieces_max(const struct lr_image *image);
-int lr_pieces_open(struct lr_target *target);
-void lr_pieces_close(struct lr_target *target);
+/* How much both tables take. */
+uint64_t lr_pieces_bytes(const struct lr_image *image);
+/* Keep them in memory of the caller's: reserved, and had when it is written, for nothing is
+ * allocated while messages wait. */
+void lr_pieces_open(struct lr_target *target, void *memory);
 
 /* Where a piece that holds `address` would be: the first whose end lies behind it. */
 uint32_t lr_pieces_slot(const struct lr_pieces *table, uint64_t address);

@@ -164,7 +164,8 @@ static int open_kept(struct lr_session *session, int fd, struct lr_problem *ret_
 
 	if (code < 0)
 		return code;
-	lr_pageset_borrow(&target->clusters, session->kept.states, session->kept.settled);
+	lr_pageset_open(&target->clusters, target->clusters.clusters, target->clusters.pages,
+			session->kept.states, session->kept.settled);
 	target->kept = &session->kept;
 	atomic_store(&target->is_mapping,
 		     target->is_zero_outside && !atomic_load(&session->kept.header->is_settled));

@@ -103,8 +103,6 @@ int lr_session_open(const lr_image *image, const struct lr_session_options *opti
 	/* A child must not get a copy of a userfaultfd that it does not know of. */
 	lr_fork_block();
 	code = open_uffd(session, options, ret_problem);
-	if (code == LR_OK && lr_witness_open(&session->target) < 0)
-		code = lr_problem_set(ret_problem, LR_ERR_NOMEM, 0, LR_NOWHERE, LR_NOWHERE);
 	if (code == LR_OK)
 		code = lr_session_start(session, ret_problem);
 	if (code == LR_OK)

@@ -10,6 +10,7 @@
 
 #include "follow.h"
 #include "pieces.h"
+#include "reserve.h"
 
 #define HUGETLB_PAGE_MIN (2u << 20)
 /* Of 50 microseconds, and the timer's slack. The second where the pager gets to nothing. */
@@ -55,6 +56,30 @@ static int map_zeros(struct lr_target *target)
 	return LR_OK;
 }
 
+/* All that is as large as the image, in one mapping: of it little is used, and it is had as it is
+ * written. */
+static int reserve_tables(struct lr_target *target)
+{
+	const struct lr_image *image = target->image;
+	uint64_t clusters = image->info.cluster_count;
+	uint64_t pages = lr_target_pages(image, target->host_page);
+	uint64_t settled_bytes = lr_pageset_settled_bytes(pages);
+	uint64_t errors_bytes = LR_ERRORS_KEPT * sizeof(*target->errors);
+	uint8_t *at;
+
+	/* What needs no alignment comes last. */
+	target->reserved_bytes = settled_bytes + errors_bytes + lr_pieces_bytes(image)
+				 + lr_pageset_states_bytes(clusters);
+	target->reserved = at = lr_reserve(target->reserved_bytes);
+	if (!at)
+		return LR_ERR_NOMEM;
+	target->errors = (struct lr_load_error *)(at + settled_bytes);
+	lr_pieces_open(target, at + settled_bytes + errors_bytes);
+	lr_pageset_open(&target->clusters, clusters, pages,
+			at + settled_bytes + errors_bytes + lr_pieces_bytes(image), at);
+	return LR_OK;
+}
+
 int lr_target_open(struct lr_target *target, const struct lr_image *image, uint32_t host_page)
 {
 	uint32_t count = image->info.region_count;
@@ -70,13 +95,9 @@ int lr_target_open(struct lr_target *target, const struct lr_image *image, uint3
 	code = map_zeros(target);
 	target->is_huge = target->zeros || target->host_page > image->info.cluster_size;
 	target->ranges = calloc(count ? count : 1, sizeof(*target->ranges));
-	target->errors = calloc(LR_ERRORS_KEPT, sizeof(*target->errors));
 	if (code == LR_OK)
-		code = lr_pageset_open(&target->clusters, image->info.cluster_count,
-				       lr_target_pages(image, target->host_page));
-	if (code == LR_OK)
-		code = lr_pieces_open(target);
-	if (code == LR_OK && (!target->ranges || !target->errors))
+		code = reserve_tables(target);
+	if (code == LR_OK && !target->ranges)
 		code = LR_ERR_NOMEM;
 	if (code < 0) {
 		lr_target_close(target);
@@ -101,10 +122,9 @@ void lr_target_close(struct lr_target *target)
 	if (target->together.settled)
 		munmap((void *)target->together.settled,
 		       lr_pageset_settled_bytes(target->clusters.pages));
-	lr_pageset_close(&target->clusters);
-	lr_pieces_close(target);
+	if (target->reserved)
+		munmap(target->reserved, target->reserved_bytes);
 	free(target->ranges);
-	free(target->errors);
 	pthread_mutex_destroy(&target->lock);
 	pthread_mutex_destroy(&target->children_lock);
 }

@@ -143,6 +143,8 @@ struct lr_target {
 	} unmapped[LR_UNMAPPED_MAX];
 	uint32_t unmapped_count;
 	uint64_t error_count;
+	uint8_t *reserved; /* for `tables`, `clusters` and `errors` */
+	uint64_t reserved_bytes;
 	struct lr_load_error *errors; /* the first LR_ERRORS_KEPT */
 };
 

@@ -25,13 +25,18 @@ static struct lr_witness_record *record_of(struct lr_target *target)
 	return &target->witness[target->forks % RECORDS];
 }
 
-int lr_witness_open(struct lr_target *target)
+/* Where there is no memory for them, a child goes by nothing: it may touch nothing that is missing.
+ */
+static bool have_records(struct lr_target *target)
 {
-	void *records = mmap(NULL, RECORDS * sizeof(struct lr_witness_record),
-			     PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	void *records = target->witness;
 
+	if (records)
+		return true;
+	records = mmap(NULL, RECORDS * sizeof(struct lr_witness_record), PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	target->witness = records == MAP_FAILED ? NULL : records;
-	return target->witness ? LR_OK : LR_ERR_NOMEM;
+	return target->witness;
 }
 
 void lr_witness_close(struct lr_target *target)
@@ -45,6 +50,8 @@ void lr_witness_begin(struct lr_target *target)
 {
 	struct lr_witness_record *record;
 
+	if (!have_records(target))
+		return;
 	target->forks += target->forks == UINT32_MAX ? 2 : 1;
 	record = record_of(target);
 	atomic_store(&record->number, 0);
@@ -54,10 +61,11 @@ void lr_witness_begin(struct lr_target *target)
 
 void lr_witness_note(struct lr_target *target, const struct lr_uffd_message *message)
 {
-	struct lr_witness_record *record = record_of(target);
+	struct lr_witness_record *record;
 
 	if (message->kind == LR_UFFD_REMOVE || !atomic_load(&target->is_witnessed))
 		return;
+	record = record_of(target);
 	if (record->count < NOTES_MAX)
 		record->notes[record->count] = *message;
 	if (record->count <= NOTES_MAX)
@@ -66,6 +74,8 @@ void lr_witness_note(struct lr_target *target, const struct lr_uffd_message *mes
 
 void lr_witness_end(struct lr_target *target)
 {
+	if (!target->witness)
+		return;
 	atomic_store(&target->is_witnessed, false);
 	lr_target_sync(target);
 	atomic_store(&record_of(target)->number, target->forks);

@@ -13,10 +13,10 @@
 
 #include "target.h"
 
-int lr_witness_open(struct lr_target *target);
 void lr_witness_close(struct lr_target *target);
 
-/* Before the fork: from now on lr_witness_note is heard. */
+/* Before the fork: from now on lr_witness_note is heard. The memory for it is had here, as most
+ * sessions never see a fork; where it is not to be had, target->witness is NULL. */
 void lr_witness_begin(struct lr_target *target);
 /* The pager read of an unmapping or a move. */
 void lr_witness_note(struct lr_target *target, const struct lr_uffd_message *message);
