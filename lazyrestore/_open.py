@@ -166,6 +166,10 @@ class Image:
         """Length of the image itself."""
         return int(self._raw.file_bytes)
 
+    def region_bytes(self, number: int) -> int:
+        """Length of a region: `regions` makes an object of each when it is first asked for."""
+        return self._table[number][1]
+
     def first_cluster(self, number: int) -> int:
         """Number of a region's first cluster, counted through the image."""
         return self._table[number][2]
@@ -220,7 +224,8 @@ class Image:
         if self._metadata is None:
             self._metadata = self._find_metadata()
         data, places = self._metadata
-        metadata = unpack(data[places[number] : places[number + 1]], self._metadata_name())
+        one = data[places[number] : places[number + 1]]
+        metadata = unpack(one, self._metadata_name(), is_whole=True)
         if not isinstance(metadata, dict):
             raise ImageError(f"{self._metadata_name()} of {name!r} is not a map: take another copy")
         return metadata
@@ -461,23 +466,28 @@ def raise_for_cluster(
     )
 
 
-def unpack(data: bytes, what: str) -> object:
-    """One msgpack object; ImageError if it is not one, or has a key twice."""
-    import msgpack
+def _once(pairs: list[tuple[object, object]]) -> dict[object, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key stands twice in a map")
+    return made
 
-    def once(pairs: list[tuple[object, object]]) -> dict[object, object]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            raise ValueError("a key stands twice in a map")
-        return made
+
+def unpack(data: bytes, what: str, *, is_whole: bool = False) -> object:
+    """One msgpack object; ImageError if it is not one, or has a key twice.
+
+    `is_whole`: it is known that all is there that its lengths claim.
+    """
+    import msgpack
 
     try:
         # First see that all is there that lengths claim: in 64 KiB arrays within arrays can claim
         # some 60,000 items each, and a list of that length would be made for each.
-        unpacker = msgpack.Unpacker(max_buffer_size=len(data))
-        unpacker.feed(data)
-        unpacker.skip()
-        return msgpack.unpackb(data, strict_map_key=True, object_pairs_hook=once)
+        if not is_whole:
+            unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+            unpacker.feed(data)
+            unpacker.skip()
+        return msgpack.unpackb(data, strict_map_key=True, object_pairs_hook=_once)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         why = str(error) or "it is cut short"
         raise ImageError(f"{what} is damaged: {why}: take another copy") from None

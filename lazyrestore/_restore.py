@@ -201,7 +201,7 @@ def map_image(
 def _map_region(
     image: Image, core: Core | None, waited: array[int], at_original_address: bool, number: int
 ) -> Region | PlacedRegion:
-    length = image.regions[number].length
+    length = image.region_bytes(number)
     region: Region | PlacedRegion
     if at_original_address and length:
         region = _place(image, number)
