@@ -177,6 +177,18 @@ def test_they_are_chosen_anew_along_a_region(tmp_path: Path) -> None:
     check(path, decoded(path).regions.popitem()[0], content)
 
 
+def test_noise_among_numbers_is_stored_as_it_is(tmp_path: Path) -> None:
+    """A cluster that cannot be compressed is in no planes, though its neighbours are"""
+    content = bytearray(weights(MIB // 4).tobytes())
+    noise = slice(3 * 64 * KIB, 4 * 64 * KIB)
+    content[noise] = numpy.random.default_rng(SEED).bytes(64 * KIB)
+    path = tmp_path / "image.lzr"
+    lazyrestore.dump({"x": numpy.frombuffer(content, "<f4")}, path)
+    kinds = [(entry.kind, entry.planes) for entry in decoded(path).entries]
+    assert kinds == [(2, 4)] * 3 + [(3, 0)] + [(2, 4)] * 12
+    check(path, "x", bytes(content))
+
+
 @pytest.mark.parametrize(
     ("byte_planes", "expected"), [("none", 0), ("auto", 0), (2, 2), (4, 4), (8, 8)]
 )
