@@ -19,7 +19,7 @@ from ._core import Serving
 from ._dump import dump
 from ._open import Image
 from ._pickling import PICKLE, PROTOCOL, Collector, Pickled, places
-from ._restore import map_image
+from ._restore import check_ahead, map_image
 from .errors import ImageError
 from .reports import DumpReport
 from .writer import Progress
@@ -126,6 +126,7 @@ def load_pickle(
             f" {os.fsdecode(path)} comes from and who could change it; restore() and load() read"
             " memory and arrays, and run nothing"
         )
+    check_ahead(lazy, prefetch)
     serving = Serving(privilege)
     image = Image(path)
     found = _find_buffers(image)

@@ -101,7 +101,7 @@ def saved(array: numpy.ndarray, path: Path) -> bool:
     return numpy.load(path).dtype == array.dtype
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
+@settings(max_examples=60, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
 @given(array=_ARRAYS, is_turned=st.booleans())
 def test_npy_there_and_back(array: Any, is_turned: bool, image: Path) -> None:
     """What numpy.save wrote is read, and written again byte for byte"""
@@ -225,7 +225,7 @@ def test_what_is_no_npy_file(name: str, image: Path) -> None:
     refused(NpzFile(archive), image, "a.npy")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
+@settings(max_examples=150, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
 @given(data=st.data())
 def test_damaged_headers(data: Any, image: Path) -> None:
     """Whatever a header says: what is dumped is what numpy would read, or it is refused"""
@@ -250,7 +250,7 @@ _NAMES = st.text(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
+@settings(max_examples=40, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
 @given(arrays=st.dictionaries(_NAMES, _ARRAYS, max_size=4), compressed=st.booleans())
 def test_npz_there_and_back(arrays: dict[str, Any], compressed: bool, image: Path) -> None:
     path, again, third = (image.with_name(name) for name in ("x.npz", "again.npz", "third.npz"))
@@ -387,7 +387,7 @@ def test_names_that_cannot_be(image: Path) -> None:
         refused(NpzFile(path), image, word)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
+@settings(max_examples=150, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
 @given(data=st.data(), method=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
 def test_damaged_archives(data: Any, method: int, image: Path) -> None:
     """Whatever an archive says: it is refused, or its bytes are right, which its CRCs say"""
@@ -483,7 +483,7 @@ def one(dtype: str = "F32", shape: str = "[2]", offsets: str = "[0,8]") -> str:
     return f'{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}'
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
+@settings(max_examples=50, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
 @given(data=st.data())
 def test_safetensors_there_and_back(data: Any, image: Path) -> None:
     """What the safetensors package wrote is read, and written again byte for byte"""
@@ -610,7 +610,7 @@ def test_what_is_no_safetensors_file(name: str, image: Path) -> None:
     refused(SafetensorsFile(path), image, word)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
+@settings(max_examples=150, deadline=None, suppress_health_check=NOT_A_FIXTURE_AT_FAULT)
 @given(data=st.data())
 def test_damaged_tensors(data: Any, image: Path) -> None:
     """Whatever a header says: what is dumped is what the package reads, or it is refused"""

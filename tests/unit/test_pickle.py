@@ -149,6 +149,16 @@ def test_eagerly(image: Path) -> None:
     assert numpy.array_equal(again(data, image, lazy=False), data)
 
 
+def test_with_fewer_rights(image: Path) -> None:
+    data = noise(MIB)
+    loaded = again(data, image, lazy=True, prefetch="none", privilege="user-mode-only")
+    assert region_of(loaded).resident_bytes == 0
+    assert numpy.array_equal(loaded, data)
+    for wrong in ({"privilege": "root"}, {"prefetch": "some"}, {"lazy": "maybe"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            lazyrestore.load_pickle(image, trusted=True, **wrong)  # type: ignore[arg-type]
+
+
 def test_an_object_of_nothing_but_a_pickle(image: Path) -> None:
     obj = {"a": [1, 2, None], "b": "ä" * 10, ("c",): {1.5}}
     assert again(obj, image) == obj
