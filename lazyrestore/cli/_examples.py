@@ -18,6 +18,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "info": (
         ("What it is", "lazyrestore info state.lzr"),
+        ("What is where in it", "lazyrestore info --map state.lzr"),
+        ("The same as a picture", "lazyrestore info --svg state.svg state.lzr"),
         ("Its size, for a script", "lazyrestore info --json state.lzr | jq .stored_bytes"),
     ),
     "ls": (("Its regions", "lazyrestore ls state.lzr"),),
@@ -28,7 +30,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "verify": (("Is it sound?", "lazyrestore verify state.lzr && echo sound"),),
-    "diff": (("What changed between two dumps", "lazyrestore diff before.lzr after.lzr"),),
+    "diff": (
+        ("What changed between two dumps", "lazyrestore diff before.lzr after.lzr"),
+        ("In a script", "lazyrestore diff --quiet before.lzr after.lzr && echo alike"),
+    ),
     "optimize": (
         (
             "Record what a run touches, and put that at the front",

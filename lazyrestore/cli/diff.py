@@ -206,6 +206,7 @@ def _percent(share: float) -> str:
 def _print_changes(report: DiffReport) -> None:
     """What else differs, a line each."""
     from ._show import count, one_line, protection
+    from ._wakeup_text import print_wrapped
 
     lines = []
     for region in report.regions:
@@ -223,15 +224,20 @@ def _print_changes(report: DiffReport) -> None:
     for path, parts in ((report.a, report.only_a), (report.b, report.only_b)):
         lines += [f"only in {path}: {_describe_part(part)}" for part in parts]
     files = report.files
-    for path, names in ((report.a, files.only_a), (report.b, files.only_b)):
-        if names:
-            lines.append(f"only in {path}: {count(len(names), 'file')}: {_some(names)}")
-    if files.different:
-        lines.append(f"{count(len(files.different), 'file')} differ: {_some(files.different)}")
     if lines:
         print()
     for line in lines:
         print(one_line(line))
+    texts = []
+    for path, names in ((report.a, files.only_a), (report.b, files.only_b)):
+        if names:
+            texts.append(f"only in {path}: {count(len(names), 'file')}: {_some(names)}")
+    if files.different:
+        texts.append(f"{count(len(files.different), 'file')} differ: {_some(files.different)}")
+    if texts and not lines:
+        print()
+    for text in texts:
+        print_wrapped(one_line(text), "")
 
 
 def _describe_part(part: DiffPart) -> str:

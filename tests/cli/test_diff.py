@@ -120,6 +120,37 @@ def test_nothing_but_metadata(tmp_path: Path) -> None:
     assert "m: metadata {'n\\n': 0} and {'n\\n': 1}" in lines
 
 
+def test_files(tmp_path: Path) -> None:
+    """By name, and not all of very many; lines stay short"""
+    paths = [tmp_path / "a.lzr", tmp_path / "b.lzr"]
+    for number, path in enumerate(paths):
+        with lazyrestore.ImageWriter(path) as image:
+            for name in range(30):
+                image.add_file(f"a-long-name-of-a-file-{name:02}", bytes([number]))
+            image.add_file(f"only-{number}", b"x")
+    found = run("diff", *paths)
+    assert found.code == 1
+    text = " ".join(found.out.splitlines())
+    assert "30 files differ: a-long-name-of-a-file-00, a-long-name-of-a-file-01" in text
+    assert text.endswith("a-long-name-of-a-file-07 and 22 more")
+    assert f"only in {paths[1]}: 1 file: only-1" in text
+    assert all(len(line) <= 80 or str(tmp_path) in line for line in found.out.splitlines())
+
+
+def test_what_regions_are(tmp_path: Path) -> None:
+    """Said where there is room for it"""
+    paths = [tmp_path / "a.lzr", tmp_path / "b.lzr"]
+    for number, path in enumerate(paths):
+        with lazyrestore.ImageWriter(path) as image:
+            image.add_region("r" * 30, metadata={"path": "/usr/lib/libc.so.6", "offset": 4096})
+            image.write(bytes([1 + number]) * PAGE)
+    wide = run("diff", *paths, env=environment({"COLUMNS": "200"})).out
+    assert "/usr/lib/libc.so.6 at 0x1000" in wide
+    narrow = run("diff", *paths).out
+    assert "libc" not in narrow
+    assert max(map(len, narrow.splitlines()[1:])) <= 80
+
+
 def test_damage(two: tuple[Path, Path], tmp_path: Path) -> None:
     """Exit code 3, where and why; what can be compared is"""
     flip(two[1], payloads(two[1], "heap")[7][0])

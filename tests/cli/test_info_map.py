@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
+import termios
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import PAGE, Image, environment, run
+from cli_support import PAGE, Image, environment, finish, run, start
 from image_files import EXPECTED, SOUND, broken, broken_by, check_refused, run_each, sound
 from restore_support import flip
 
@@ -94,6 +98,26 @@ def test_it_fits(tmp_path: Path, columns: int) -> None:
     assert max(map(len, lines)) <= columns
     assert sum("rows like this" in line for line in lines) == 1
     assert len(lines) <= 12
+
+
+def test_a_terminal(make_image: MakeImage) -> None:
+    """Its own width, and colours; without a word in the environment of either"""
+    path = make_image({"a": "d" * 400}, cluster_size=4 * PAGE).path
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (40, 132))
+    variables = environment({"LC_ALL": "C.UTF-8", "TERM": "xterm"})
+    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+        variables.pop(name, None)
+    child = start("info", "--map", path, env=variables, stdout=theirs)
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # which is how the other end's closing shows
+        while part := os.read(ours, 65536):
+            text += part
+    os.close(ours)
+    assert finish(child).code == 0
+    assert f"\x1b[32m{'█' * 100}\x1b[0m" in text.decode()  # in 80 columns it is two rows
+    assert "▔" not in text.decode()
 
 
 def test_json(drawn: Path) -> None:
