@@ -167,6 +167,7 @@ def test_an_ordinary_users_first_try_never_fails(nobody_home, open_image):
     assert result.returncode == 0
     assert result.stdout == "right\n"
     assert result.stderr.count("RuntimeWarning") == 1
+    assert "privilege='auto' is lazy here" in result.stderr  # where that is so: the next test
 
 
 @pytest.mark.root
