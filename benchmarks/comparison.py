@@ -306,7 +306,7 @@ def table(result: dict[str, Any], kinds: Iterable[str], columns: int) -> str:
             KINDS[kind][0],
             f"{100 * figures['bytes'] / result['raw']:.0f} %",
             *(_milliseconds(spent[action]) for action in ("first", "rows", "sum")),
-            f"{figures['write_s']:.1f} s",
+            f"{figures['write_s']:.1f} s" if figures["write_s"] >= 0.05 else "< 0.1 s",
             f"{memory['rows']:.1f} MiB",
         ]
         rows.append(row)
