@@ -120,6 +120,23 @@ def test_nothing_but_metadata(tmp_path: Path) -> None:
     assert "m: metadata {'n\\n': 0} and {'n\\n': 1}" in lines
 
 
+def test_arrays_of_other_shapes(tmp_path: Path) -> None:
+    """As ls shows them; what that does not tell apart, as it is stored"""
+    paths = [tmp_path / "a.lzr", tmp_path / "b.lzr"]
+    for number, path in enumerate(paths):
+        with lazyrestore.ImageWriter(path) as image:
+            for name, more in (("a", {}), ("b", {"more": number})):
+                shape = [2, 2 + number] if name == "a" else [2]
+                array_of = {"dtype": "<f4", "shape": shape, "order": "C"}
+                image.add_region(name, metadata={"array": array_of, **more})
+                image.write(b"x" * 8)
+    lines = run("diff", *paths).out.splitlines()
+    assert "a: metadata float32 2×2 and float32 2×3" in lines
+    (line,) = [line for line in lines if line.startswith("b: metadata ")]
+    assert "'more': 0" in line
+    assert "'more': 1" in line
+
+
 def test_files(tmp_path: Path) -> None:
     """By name, and not all of very many; lines stay short"""
     paths = [tmp_path / "a.lzr", tmp_path / "b.lzr"]

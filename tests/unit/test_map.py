@@ -171,6 +171,24 @@ def test_an_entry_that_contradicts_itself(tmp_path: Path, field: str, value: int
     assert drawn.regions[0].bytes[DATA] == 7 * 2 * PAGE
 
 
+def test_neighbours_that_are_lost(tmp_path: Path) -> None:
+    """Are one damage, in their region"""
+    path = tmp_path / "x.lzr"
+    write_image(path, {"a": "d" * 40, "b": "d" * 40}, cluster_size=4 * PAGE)
+    surgery = Surgery(path.read_bytes())
+    kinds = [each for each in surgery.fields() if each.name == "entry.kind"]
+    for number in (3, 4, 5, 8, 9, 10, 11):
+        kinds[number].put(surgery.data, 7)
+    path.write_bytes(surgery.reseal())
+    with lazyrestore.open(path) as image:
+        damage = survey(image, 64, 20).damage
+    assert [(each.region, each.cluster, each.length) for each in damage] == [
+        ("a", 3, 12 * PAGE),
+        ("a", 8, 8 * PAGE),
+        ("b", 10, 8 * PAGE),
+    ]
+
+
 def test_entries_are_believed_where_the_core_believes_them() -> None:
     """Of each golden image, each cluster's pages"""
     for name in SOUND:
