@@ -37,7 +37,7 @@ SMALL = 4 << 20
 
 NAMES = (
     "no_regions empty_region one_byte zero holes repeated incompressible mixed unicode_names"
-    " clusters_4k clusters_2m pages_64k tall_tree many_regions"
+    " clusters_4k clusters_2m pages_64k tall_tree many_regions planes"
 ).split()
 GOLDEN = {name: (HERE.parent / "fixtures" / f"{name}.lzr").read_bytes() for name in NAMES}
 FIELDS: dict[str, dict[str, list[Field]]] = {name: {} for name in NAMES}

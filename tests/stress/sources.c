@@ -80,7 +80,11 @@ static const char *huge_pattern(void)
 	static char pattern[3 * 512 + 1];
 
 	for (unsigned i = 0; i < 3 * 512; i++)
-		pattern[i] = i >= 2 * 512 ? 'z' : i % 32 == 31 ? 'z' : i % 32 == 7 ? 'r' : 'd';
+		pattern[i] = i >= 2 * 512   ? 'z'
+			     : i % 32 == 31 ? 'z'
+			     : i % 32 == 7  ? 'r'
+			     : i % 64 == 0  ? '4'
+					    : 'd';
 	return pattern;
 }
 
@@ -88,11 +92,11 @@ void sources_open(bool with_damage)
 {
 	unsigned i = 0;
 
-	make(&sources[i++], 65536, 1500, "dddrzddddhhrdddzzdd", false);
+	make(&sources[i++], 65536, 1500, "dddrzd4ddhhrdd8zzdd", false);
 	make(&sources[i++], 65536, 4096, huge_pattern(), false);
-	make(&sources[i++], 4096, 1000, "dzrhddd", false);
+	make(&sources[i++], 4096, 1000, "dzrh2dd", false);
 	make(&sources[i++], 262144, 2000, "ddddddddrrrddddzzzzzzzzzzzdhhhhhhd", false);
-	make(&sources[i++], 2u << 20, 3000, "dddzddrddddddd", false);
+	make(&sources[i++], 2u << 20, 3000, "dddzddrdddd8dd", false);
 	if (with_damage)
 		make(&sources[i++], 16384, 1000, "ddrzdddhddd", true);
 	source_count = i;
