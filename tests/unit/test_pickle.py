@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import gc
+import io
 import os
 import pickle
 import time
@@ -42,6 +43,16 @@ def again(obj: Any, path: Path, **options: Any) -> Any:
 
 def noise(nbytes: int) -> numpy.ndarray:
     return numpy.frombuffer(os.urandom(nbytes), numpy.uint8)
+
+
+def collected(obj: Any) -> _pickling.Pickled:
+    """What would be dumped."""
+    collector = _pickling.Collector()
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, 5, buffer_callback=collector.take)
+    pickler.dispatch_table = collector.reducers()
+    pickler.dump(obj)
+    return _pickling.Pickled(stream.getbuffer(), collector.pieces, type(obj))
 
 
 # ---- Trust ---------------------------------------------------------------------------------------
@@ -304,11 +315,7 @@ def test_arrays_of_objects(image: Path) -> None:
     ids=["f4", "c16", "M8", "u1", "array.array", "bytearray"],
 )
 def test_the_width_of_the_numbers(made: Any, width: int) -> None:
-    collector = _pickling.Collector()
-    pickler = pickle.Pickler(open(os.devnull, "wb"), 5, buffer_callback=collector.take)  # noqa: SIM115
-    pickler.dispatch_table = collector.reducers()
-    pickler.dump(made)
-    assert [piece.width for piece in collector.pieces] == [width]
+    assert [piece.width for piece in collected(made)._singles] == [width]
 
 
 # ---- Very many buffers ---------------------------------------------------------------------------
@@ -326,6 +333,8 @@ def test_many_buffers_share_regions(image: Path, monkeypatch: pytest.MonkeyPatch
         assert a.ctypes.data % 64 == 0
     assert names(image)[:3] == ["pickle", "buffer-50", "shared-0"]
     assert 3 <= len([name for name in names(image) if name.startswith("shared")]) <= 8
+    for pack in collected(made)._packs:
+        assert {piece.width for _, piece in pack._buffers} == {pack.width}
 
 
 def test_no_more_mappings_than_a_process_can_have(image: Path) -> None:
