@@ -172,7 +172,7 @@ struct lr_cluster_info {
 		       * where the index has one entry for many all-zero or hole clusters */
 };
 
-/* Open and validate: reads the header and the last 64 KiB, whatever the size. */
+/* Open and validate: reads the header, and what stands at the end, whatever the size. */
 int lr_image_open(const char *path, lr_image **ret_image, struct lr_problem *ret_problem);
 /* Readers and sessions of it go on; the file is closed with the last of them. */
 void lr_image_close(lr_image *image);

@@ -272,7 +272,7 @@ static void *run(void *argument)
 	prctl(PR_SET_NAME, "lazyrestore");
 	keep_descriptors(pager);
 	lr_flag_raise(&pager->is_ready);
-	awake_until_ns = lr_clock_ns() + AWAKE_NS;
+	awake_until_ns = pager->target->is_remote ? 0 : lr_clock_ns() + AWAKE_NS;
 	/* Where threads answer for themselves, no faults come here. */
 	if (!pager->target->is_shared && !pager->target->takes_children)
 		lr_near_allow(pager);
