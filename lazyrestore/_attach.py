@@ -94,6 +94,10 @@ class AttachedSource:
             )
         self._metadata = metadata
 
+    def region(self, number: int) -> RegionInfo:
+        """One of `regions`."""
+        return self.regions[number]
+
     def metadata(self, name: str) -> dict[str, object]:
         """What the owner wanted kept of a region; see `Image.metadata`."""
         maps = unpack(self._metadata, f"{self.path}: the image's metadata")

@@ -259,8 +259,9 @@ class Core:
         problem = new_problem()
         memory = ffi.cast("void *", address)
         code = lib.lr_session_attach(self._handle, number, memory, problem)
-        name = self.image.regions[number].name
-        check(code, problem, what=f"cannot restore {self.image.path} lazily", region=name)
+        if code < 0:
+            name = self.image.region(number).name
+            check(code, problem, what=f"cannot restore {self.image.path} lazily", region=name)
 
     def suspend(self, number: int) -> bool:
         """Stop installing pages in a region; False where it is not served (any more)."""

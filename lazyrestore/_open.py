@@ -27,7 +27,7 @@ Progress = Callable[[int, int | None], None]
 def open(path: str | os.PathLike[str]) -> Image:
     """Open an image for reading.
 
-    Costs the same whatever the image's size: its header and its last 64 KiB are read.
+    Costs the same whatever the image's size: what its begin and its end say of it is read.
 
     Args:
         path: the image.
@@ -76,6 +76,7 @@ class Image:
         self._metadata: tuple[bytes, list[int]] | None = None
         self._regions: tuple[RegionInfo, ...] | None = None
         self._table: list[tuple[int, ...]]
+        self._names: tuple[str, ...]
         self._numbers = self._read_names()
 
     def _read_names(self) -> dict[str, int]:
@@ -95,17 +96,24 @@ class Image:
                 raise ImageError(f"cannot open {self.path}: {message}: take another copy") from None
         if len(numbers) != count:
             raise ImageError(f"{self.path}: two regions have the same name: take another copy")
+        self._names = tuple(numbers)
         return numbers
 
     @property
     def regions(self) -> tuple[RegionInfo, ...]:
         """What each region is, in the order in which they were dumped."""
         if self._regions is None:
-            self._regions = tuple(
-                RegionInfo(name, entry[0], entry[1], entry[6], bool(entry[7] & 1), entry[8])
-                for name, entry in zip(self._numbers, self._table, strict=True)
-            )
+            self._regions = tuple(map(self._make_region, range(len(self._table))))
         return self._regions
+
+    def region(self, number: int) -> RegionInfo:
+        """One of `regions`, of which there may be very many, without making the others."""
+        return self._make_region(number) if self._regions is None else self._regions[number]
+
+    def _make_region(self, number: int) -> RegionInfo:
+        entry = self._table[number]
+        place = entry[0], entry[1], entry[6]
+        return RegionInfo(self._names[number], *place, bool(entry[7] & 1), entry[8])
 
     @property
     def info(self) -> ImageInfo:
@@ -165,10 +173,6 @@ class Image:
     def file_bytes(self) -> int:
         """Length of the image itself."""
         return int(self._raw.file_bytes)
-
-    def region_bytes(self, number: int) -> int:
-        """Length of a region: `regions` makes an object of each when it is first asked for."""
-        return self._table[number][1]
 
     def first_cluster(self, number: int) -> int:
         """Number of a region's first cluster, counted through the image."""
@@ -309,7 +313,7 @@ class Image:
         try:
             return self._numbers[name]
         except KeyError:
-            raise RegionNotFound(_unknown_region(self.path, name, list(self._numbers))) from None
+            raise RegionNotFound(_unknown_region(self.path, name, list(self._names))) from None
 
     def place_of_cluster(self, cluster: int) -> tuple[int, int]:
         """The number of the region that a cluster is in, and where it begins there, in bytes."""

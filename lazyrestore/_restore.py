@@ -201,7 +201,7 @@ def map_image(
 def _map_region(
     image: Image, core: Core | None, waited: array[int], at_original_address: bool, number: int
 ) -> Region | PlacedRegion:
-    length = image.region_bytes(number)
+    length = image.region(number).length
     region: Region | PlacedRegion
     if at_original_address and length:
         region = _place(image, number)
@@ -282,14 +282,6 @@ def _open_core(image: Image, lazy: bool | str, serving: Serving) -> Core | None:
         message = f"{error}. Restored eagerly instead: all pages were decoded at once"
         if serving.record:
             message += ", and no working set is recorded"
-        if serving.privilege == "full" and "userfaultfd" in message:
-            from ._doctor import has_only_user_mode
-
-            if has_only_user_mode():
-                message += (
-                    "; privilege='auto' is lazy here: all but system calls on pages that are not"
-                    " there works then"
-                )
         warnings.warn(message, RuntimeWarning, stacklevel=4)
         return None
 

@@ -33,8 +33,7 @@ _ZEROS = bytes(1 << 16)
 class _Source(Protocol):
     """What regions need of an image."""
 
-    @property
-    def regions(self) -> tuple[RegionInfo, ...]: ...
+    def region(self, number: int) -> RegionInfo: ...
     def metadata(self, name: str) -> dict[str, object]: ...
 
 
@@ -68,12 +67,12 @@ class _LazyMemory:
     @property
     def name(self) -> str:
         """The region's name in the image."""
-        return self._image.regions[self._number].name
+        return self._image.region(self._number).name
 
     @property
     def length(self) -> int:
         """Its length in bytes, as it was dumped."""
-        return self._image.regions[self._number].length
+        return self._image.region(self._number).length
 
     @property
     def metadata(self) -> dict[str, object]:
