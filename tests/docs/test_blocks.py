@@ -63,6 +63,9 @@ def tools(tmp_path: Path) -> dict[str, str]:
         "LC_ALL": "C.UTF-8",
     }
     environment.pop("VIRTUAL_ENV", None)
+    for settings in (Path.home() / ".config/pip/pip.conf", Path.home() / ".pip/pip.conf"):
+        if settings.exists():
+            environment.setdefault("PIP_CONFIG_FILE", str(settings))
     return environment
 
 
@@ -78,6 +81,10 @@ def run_page(page: Path, folder: Path, environment: dict[str, str]) -> None:
         timeout=LIMIT_S,
         start_new_session=True,
     )
+    # pip's words where it installs; in CI there has to be a network.
+    offline = "NewConnectionError|NameResolutionError|No matching distribution found"
+    if re.search(offline, done.stdout) and os.environ.get("CI") != "true":
+        pytest.skip("pip reaches no package index")
     assert done.returncode == 0, "\n".join(done.stdout.split("\n")[-60:])
 
 
