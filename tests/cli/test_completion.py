@@ -64,7 +64,7 @@ def complete(shell: str, folder: Path, line: str) -> set[str]:
             source "$1"
             line=$2
             COMP_WORDS=($(sed 's/=/ = /' <<< "$line"))
-            [[ $line == *' ' || $line == *= ]] && COMP_WORDS+=('')
+            [[ $line == *' ' ]] && COMP_WORDS+=('')
             COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
             _lazyrestore 2>&1
             printf '%s\\n' "${COMPREPLY[@]}"
@@ -145,6 +145,7 @@ def test_options_of_a_command(shell: str, folder: Path) -> None:
 def test_values(shell: str, folder: Path) -> None:
     assert complete(shell, folder, "lazyrestore restore --touch ") >= {"first", "random"}
     assert complete(shell, folder, "lazyrestore restore --touch=r") >= {"random"}
+    assert complete(shell, folder, "lazyrestore restore --touch=") >= {"first", "random"}
     assert complete(shell, folder, "lazyrestore dump --byte-planes ") >= {"auto", "none", "8"}
     assert str(os.getpid()) in complete(shell, folder, f"lazyrestore dump --pid {os.getpid()}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from cli_support import COMMAND, environment, finish, run, start, wait_until
+from cli_support import COMMAND, TIMEOUT_S, environment, finish, run, start, wait_until
 from terminal_support import Terminal, plain
 
 from lazyrestore.cli._progress import Progress, describe
@@ -84,7 +86,7 @@ def feed(child: subprocess.Popen[bytes], is_done: threading.Event) -> threading.
         child.stdin.close()
         child.stdin = None
 
-    thread = threading.Thread(target=write)
+    thread = threading.Thread(target=write, daemon=True)
     thread.start()
     return thread
 
@@ -99,7 +101,7 @@ def test_on_a_terminal(tmp_path: Path) -> None:
             terminal.wait_for(lambda text: text.count("iB/s") >= 3)
         finally:
             is_done.set()
-            thread.join()
+            thread.join(TIMEOUT_S)
         assert terminal.finish() == 0
         assert "\n" not in terminal.shown
         assert plain(terminal.shown).split("\r")[-2].strip() == ""
@@ -127,6 +129,7 @@ def test_it_fits_the_terminal(columns: int) -> None:
     assert max(map(len, lines)) < (columns or 80)
     assert all(line.startswith("verify") for line in lines)
     assert ("█" in terminal.shown or "·" in terminal.shown) == (columns != 40)
+    assert all(re.match(r"verify  \d+%", line) for line in lines) == (columns == 40)
 
 
 def test_letters_that_the_terminal_has_not() -> None:
@@ -191,10 +194,11 @@ def test_who_asks_by_a_signal_is_told(tmp_path: Path) -> None:
             lambda: int(status.read_text().partition("SigCgt:")[2].split()[0], 16) & bit,
         )
         child.send_signal(signal.SIGUSR1)
+        assert select.select([child.stderr], [], [], TIMEOUT_S)[0], "it says nothing"
         line = child.stderr.readline().decode()
     finally:
         is_done.set()
-        thread.join()
+        thread.join(TIMEOUT_S)
     assert line.startswith("dump  ")
     assert line.rstrip().endswith("iB/s")
     result = finish(child)
