@@ -258,8 +258,14 @@ class _Survey:
         self._add_alike(region, at, count, UNKNOWN)
         offset = at * self._image.cluster_size
         length = min(count * self._image.cluster_size, region.region.length - offset)
-        name = region.region.name
-        self.map.damage.append(Damage(name, offset, length, self._first + at, reason))
+        damage, name = self.map.damage, region.region.name
+        last = damage[-1] if damage else None
+        if last is not None and (last.region, last.reason) == (name, reason):
+            assert last.offset is not None
+            if last.offset + last.length == offset:  # there may be millions
+                damage[-1] = dataclasses.replace(last, length=last.length + length)
+                return
+        damage.append(Damage(name, offset, length, self._first + at, reason))
 
     def _take_back_tail(self, region: RegionMap) -> None:
         """Of the last page only what lies within the region."""

@@ -162,7 +162,7 @@ class Collector:
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
         self._known: dict[int, tuple[pickle.PickleBuffer, object, int]] = {}
-        self._storages: dict[tuple[int, int], tuple[Any, int]] = {}
+        self._widths: dict[int, int] = {}  # of torch's storages, by their address
 
     def take(self, buffer: pickle.PickleBuffer) -> bool:
         """The pickler has reached a buffer: True if it is to stay in the pickle."""
@@ -250,26 +250,21 @@ class Collector:
             return reduced
         dtype = storage.dtype
         width = dtype.itemsize // (2 if dtype.is_complex else 1)
-        # Each tensor makes a storage object of its own, also where two share the memory.
-        shared, _ = self._storages.setdefault(_place(untyped), (untyped, width))
-        return _rebuild.make_typed_storage, (shared, dtype)
+        self._widths.setdefault(untyped.data_ptr(), width)
+        # Tensors that share memory have one untyped storage (since torch 2.1): it is pickled once.
+        return _rebuild.make_typed_storage, (untyped, dtype)
 
     def _reduce_storage(self, storage: Any) -> Reduced:
         if storage.device.type != "cpu":
             reduced: Reduced = storage.__reduce_ex__(PROTOCOL)
             return reduced
-        address, nbytes = place = _place(storage)
-        _, width = self._storages.get(place, (storage, 0))
+        address, nbytes = storage.data_ptr(), storage.nbytes()
+        width = self._widths.get(address, 0)
         memory: Any = bytearray()
         if nbytes:
             memory = (ctypes.c_ubyte * nbytes).from_address(address)
             memory.storage = storage  # whose memory it is
         return _rebuild.make_storage, (self._buffer(memory, None, width),)
-
-
-def _place(storage: Any) -> tuple[int, int]:
-    """Address and length of a storage of torch's."""
-    return storage.data_ptr(), storage.nbytes()
 
 
 def _is_large(array: Array) -> bool:

@@ -282,6 +282,14 @@ def _open_core(image: Image, lazy: bool | str, serving: Serving) -> Core | None:
         message = f"{error}. Restored eagerly instead: all pages were decoded at once"
         if serving.record:
             message += ", and no working set is recorded"
+        if serving.privilege == "full" and "userfaultfd" in message:
+            from ._doctor import has_only_user_mode
+
+            if has_only_user_mode():
+                message += (
+                    "; privilege='auto' is lazy here: all but system calls on pages that are not"
+                    " there works then"
+                )
         warnings.warn(message, RuntimeWarning, stacklevel=4)
         return None
 

@@ -62,9 +62,9 @@ class Session(Mapping[str, Region | PlacedRegion]):
         make: Callable[[int], Region | PlacedRegion] | None = None,
         is_shared: bool = False,
     ) -> None:
-        # Regions not in `regions` are mapped by `make`, by number, when they are first asked for, if
-        # they are of `names` (None: of the image). With `is_shared` they are others' too: closing
-        # the session only lets go of them.
+        # Regions not in `regions` are mapped by `make`, by number, when first asked for, if they
+        # are of `names` (None: of the image). With `is_shared` they are others' too: closing the
+        # session only lets go of them.
         self.path = image.path
         self.lazy = core is not None
         self._image: Image | None = image

@@ -207,6 +207,7 @@ def _print_changes(report: DiffReport) -> None:
     """What else differs, a line each."""
     from ._show import count, one_line, protection
     from ._wakeup_text import print_wrapped
+    from .ls import describe
 
     lines = []
     for region in report.regions:
@@ -219,7 +220,10 @@ def _print_changes(report: DiffReport) -> None:
             elif what == "shared":
                 text = f"{'shared' if before else 'private'} and {'shared' if after else 'private'}"
             else:
-                text = f"{what} {before} and {after}"
+                texts = [describe(each) or str(each) for each in (before, after)]
+                if texts[0] == texts[1]:
+                    texts = [str(before), str(after)]
+                text = f"{what} {texts[0]} and {texts[1]}"
             lines.append(f"{region.name}: {text}")
     for path, parts in ((report.a, report.only_a), (report.b, report.only_b)):
         lines += [f"only in {path}: {_describe_part(part)}" for part in parts]
