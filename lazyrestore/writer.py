@@ -65,7 +65,7 @@ class ImageWriter:
         cluster_size: bytes that are compressed together, a power of two from 4 KiB to 2 MiB.
         level: of zstd, -7 to 22.
         threads: that compress; None: one for each core that this process may use, or as many as
-            find 96 MiB to work in.
+            find 96 MiB to work in (byte planes may take as much again).
         byte_planes: whether the bytes of numbers are grouped before they are compressed, where a
             sample shows that it pays: "auto": in regions that were added with a `width`; "none";
             2, 4 or 8: in all, as numbers of so many bytes.
