@@ -74,7 +74,7 @@ class NpzFile(ArrayFile):
         def fetch(view: memoryview) -> int:
             filled = 0
             while filled < len(view):
-                with _problems(self._path, info.filename):
+                with _problems(self._path, info.filename):  # with the last byte, of its checksum
                     data = member.read(min(len(view) - filled, CHUNK_BYTES))
                 if not data:
                     break
@@ -84,8 +84,6 @@ class NpzFile(ArrayFile):
 
         if sink.fill(fetch, nbytes) < nbytes:
             raise self._refuse(f"is cut short: it ends within member {info.filename!r}")
-        with _problems(self._path, info.filename):
-            member.read(1)  # behind the last byte the checksum is looked at
 
     def _check(self, info: zipfile.ZipInfo) -> str:
         """The name of the region that a member is; a member that cannot be read is refused."""

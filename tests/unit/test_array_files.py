@@ -353,7 +353,7 @@ _BAD_NPZ: dict[str, tuple[bytes, str]] = {
     "data": (broken(put(200, b"\xaa\xbb")), "a.npy"),
     "data, deflated": (broken(put(60, b"\xaa\xbb\xcc"), zipfile.ZIP_DEFLATED), "a.npy"),
     "checksum": (broken(in_directory(16, b"\1\2\3\4")), "a.npy"),
-    "encrypted": (broken(in_directory(8, b"\1")), "encrypted"),
+    "encrypted": (broken(in_directory(8, b"\1")), "decrypt it first"),
     "method": (broken(in_directory(10, b"\x0e")), "method 14"),
     "length": (broken(in_directory(24, b"\xff\xff\xff")), "a.npy"),
     "stored length": (broken(in_directory(20, b"\x90\0\0")), "a.npy"),
