@@ -127,7 +127,7 @@ def against_loading(bench: Bench) -> Iterator[Row]:
         if way in found:
             yield Row(
                 "P1",
-                f"an element of an array of {size}",
+                f"an element of one array, state of {size}",
                 data=ARRAYS[0],
                 ours=pick(found["ours"], "us"),
                 peer_name=PEERS[way],
@@ -149,7 +149,7 @@ def against_mapping(bench: Bench) -> Iterator[Row]:
             if way in found:
                 yield Row(
                     "P2",
-                    f"an element of an array of {size}",
+                    f"an element of one array, state of {size}",
                     data=name,
                     ours=pick(found["ours"], "us"),
                     peer_name=PEERS[way],
@@ -169,7 +169,7 @@ def sums(bench: Bench) -> Iterator[Row]:
             raise RuntimeError("the sums differ")
         yield Row(
             "P3",
-            f"sum of an array of {size}, prefetch='all'",
+            f"sum of one array, state of {size}, prefetch='all'",
             data=name,
             unit="ms",
             ours=[us / 1000 for us in pick(found["ours"], "us")],

@@ -11,6 +11,7 @@ The template's {{...}} are replaced:
     {{missed}}             those that were missed, or were not measured
     {{serving}}            the rows of `lazyrestore serve`
     {{processes}}          the rows of whole processes
+    {{arrays}}             the rows of arrays
     {{rows NAME ...}}      the rows of these groups that have none
     {{parts}}              what a fault is made of
     {{calls}}              its system calls
@@ -88,6 +89,11 @@ def serving(found: Found) -> str:
 def processes(found: Found) -> str:
     """All rows of processes that are checkpointed and restored."""
     return _all_of(found, r"W\d")
+
+
+def arrays(found: Found) -> str:
+    """Arrays by their names."""
+    return _all_of(found, r"P[1235]")
 
 
 def planes(found: Found) -> str:
@@ -188,7 +194,7 @@ def note(found: Found, *which: str) -> str:
 FILLERS: dict[str, Callable[..., str]] = {
     filler.__name__: filler
     for filler in (
-        *(machine, targets, missed, serving, processes, planes),
+        *(machine, targets, missed, serving, processes, arrays, planes),
         *(rows, parts, calls, ours, peer, ratio, note),
     )
 }
