@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None, *, daemon: Daemon | None = None
             _completion.main(given)
             sys.stdout.flush()
             return 0
-        command = typer.main.get_command(make_app(_commands_for(given)))
+        app = make_app(_commands_for(given), has_options=given[0] not in COMMANDS)
+        command = typer.main.get_command(app)
         gc.freeze()  # what was imported stays: no collection, at the end neither, looks at it again
         with command.make_context("lazyrestore", given, obj=daemon) as context:
             command.invoke(context)
@@ -93,8 +94,8 @@ def _commands_for(arguments: Sequence[str]) -> Sequence[str]:
     return (asked,) if asked in COMMANDS else COMMANDS
 
 
-def make_app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
-    """The application with some of its commands."""
+def make_app(commands: Iterable[str] = COMMANDS, *, has_options: bool = True) -> typer.Typer:
+    """The application with some of its commands, and with its own options or without."""
     from ._app import make_app as make
 
-    return make(commands)
+    return make(commands, has_options=has_options)

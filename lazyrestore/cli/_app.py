@@ -75,8 +75,8 @@ class Group(TyperGroup):
         write_commands(formatter, {name: self.commands[name].help or "" for name in self.commands})
 
 
-def make_app(commands: Iterable[str]) -> typer.Typer:
-    """The application with some of its commands."""
+def make_app(commands: Iterable[str], *, has_options: bool = True) -> typer.Typer:
+    """The application with some of its commands; its own options only where one may be given."""
     app = typer.Typer(
         name="lazyrestore",
         cls=Group,
@@ -90,7 +90,7 @@ def make_app(commands: Iterable[str]) -> typer.Typer:
             "max_content_width": _HELP_COLUMNS,
         },
     )
-    app.callback()(_options)
+    app.callback()(_options if has_options else _nothing)
     for name in commands:
         module = name.replace("-", "_")
         function = getattr(import_module(f"lazyrestore.cli.{module}"), module)
@@ -102,6 +102,10 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"lazyrestore {lazyrestore.__version__}")
         raise typer.Exit
+
+
+def _nothing() -> None:
+    pass
 
 
 def _options(
