@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Self
 
+    from ._session_reports import LoadError, TraceRecord
     from ._workingset import WorkingSet
-    from .reports import LoadError, TraceRecord
 
 PRIVILEGES = {"full": 0, "auto": 1, "user-mode-only": 2}
 _ON_ERROR = {"fence": 0, "abort": 1}
@@ -368,7 +368,7 @@ class Core:
 
     def errors(self) -> list[LoadError]:
         """What could not be loaded, oldest first."""
-        from .reports import LoadError
+        from ._session_reports import LoadError
 
         room = ffi.new("struct lr_load_error[]", 1024)
         count = lib.lr_session_get_errors(self._handle, 0, room, 1024)
@@ -386,7 +386,7 @@ class Core:
 
     def read_trace(self, timeout: float | None) -> Iterable[TraceRecord]:
         """Trace records since the last call; waits for the first."""
-        from .reports import TraceRecord
+        from ._session_reports import TraceRecord
 
         room = ffi.new("struct lr_trace_record[]", 4096)
         timeout_ns = -1 if timeout is None else int(timeout * 1e9)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .reports import Latency
+    from ._session_reports import Latency
 
 
 def from_nanoseconds(values: array[int]) -> Latency | None:
     """The distribution of single values, in ns; None if there are none."""
-    from .reports import Latency
+    from ._session_reports import Latency
 
     if not values:
         return None
@@ -38,7 +38,7 @@ def from_nanoseconds(values: array[int]) -> Latency | None:
 
 def from_histogram(count: int, sum_ns: int, max_ns: int, buckets: Sequence[int]) -> Latency | None:
     """The distribution that a `struct lr_histogram` holds; None if it is empty."""
-    from .reports import Latency
+    from ._session_reports import Latency
 
     if not count:
         return None

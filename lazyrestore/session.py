@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 from . import _latency
 from ._core import FILL_STATES, Core
 from ._open import Image
+from ._session_reports import LoadError, SessionStats, TraceRecord
 from .errors import RegionNotFound
 from .region import PlacedRegion, Region
-from .reports import LoadError, SessionStats, TraceRecord
 
 if TYPE_CHECKING:
     from ._recording import Recording

@@ -12,9 +12,9 @@ import warnings
 from lazyrestore._core import Serving
 from lazyrestore._open import Image
 from lazyrestore._restore import map_image
+from lazyrestore._session_reports import Latency, LoadError, TraceRecord
 from lazyrestore.errors import KernelError
 from lazyrestore.region import PlacedRegion, Region
-from lazyrestore.reports import Latency, LoadError, TraceRecord
 from lazyrestore.session import Session
 
 from ._errors import BAD_IMAGE, complain, fail, usage_errors

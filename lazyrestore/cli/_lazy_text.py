@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lazyrestore.reports import Latency
+from lazyrestore._session_reports import Latency
 
 from ._lazy import LazyReport
 from ._show import count, duration, one_line, print_fields, print_histogram, print_table, size

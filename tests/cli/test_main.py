@@ -56,6 +56,7 @@ def test_lazy_restore_imports_little(small: Image) -> None:
     loaded = modules_of("restore", "--lazy", "--json", small.path)
     assert "lazyrestore.cli.restore" in loaded  # or this would prove nothing
     assert [name for name in loaded if name.partition(".")[0] in HEAVY] == []
+    assert "lazyrestore.reports" not in loaded  # all of them: several milliseconds
     others = {f"lazyrestore.cli.{name}" for name in COMMANDS} - {"lazyrestore.cli.restore"}
     assert loaded & others == set()
 
