@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex, cast, over
 from ._core import touch
 from ._native import CData, check, ffi, lib, new_problem
 from ._open import check_range
-from .errors import KernelError
+from .errors import ImageError, KernelError
 
 if TYPE_CHECKING:
     import numpy
@@ -111,7 +111,11 @@ class _LazyMemory:
         from ._arrays import as_array
 
         self._check_open()
-        return as_array(self, self.length, self.metadata, writable=writable)
+        try:
+            return as_array(self, self.length, self.metadata, writable=writable)
+        except ImageError:
+            self._check_open()  # another thread may have closed it meanwhile
+            raise
 
     def populate(
         self, offset: int = 0, length: int | None = None, timeout: float | None = None

@@ -72,6 +72,7 @@ class Session(Mapping[str, Region | PlacedRegion]):
         self._regions: MutableMapping[str, Region | PlacedRegion] = dict(regions)
         self._names = None if names is None else dict.fromkeys(names)
         self._make = make
+        self._in_mapping: set[str] = set()
         self._is_shared = is_shared
         self._waited = waited
         self._is_closed = False
@@ -86,16 +87,33 @@ class Session(Mapping[str, Region | PlacedRegion]):
 
     def _find(self, name: str) -> Region | PlacedRegion:
         with MAPPING:
-            image = self._open_image()
-            number = image.number(name)  # or says which names there are
-            region = self._regions.get(name)
-            if region is None:
-                if self._make is None or name not in self:
-                    raise RegionNotFound(
-                        f"region {name!r} was not restored: restore it too, or use another"
-                    )
-                region = self._regions[name] = self._make(number)
+            number = self._open_image().number(name)  # or says which names there are
+            if name in self._in_mapping:
+                raise RuntimeError(
+                    f"region {name!r} is just being mapped by this thread: a signal handler, or a"
+                    " finalizer, asked for it meanwhile; ask for it before that can come"
+                )
+            # Noted before it is looked at: what interrupts this thread in between is through by
+            # the time that it goes on.
+            self._in_mapping.add(name)
+            try:
+                region = self._regions.get(name)
+                if region is None:
+                    region = self._make_region(name, number)
+            finally:
+                self._in_mapping.discard(name)
             return region
+
+    def _make_region(self, name: str, number: int) -> Region | PlacedRegion:
+        make, is_wanted = self._make, name in self
+        if self._is_closed:  # by another thread, just now
+            self._open_image()
+        if make is None or not is_wanted:
+            raise RegionNotFound(
+                f"region {name!r} was not restored: restore it too, or use another"
+            )
+        region = self._regions[name] = make(number)
+        return region
 
     def _open_image(self) -> Image:
         if self._image is None:

@@ -11,6 +11,7 @@ import pytest
 from restore_support import mapping_at, run_in_child
 
 import lazyrestore
+from lazyrestore import _arrays
 
 pytestmark = pytest.mark.uffd
 
@@ -292,3 +293,55 @@ with lazyrestore.restore(sys.argv[1]) as session:
 """,
         path,
     )
+
+
+def test_a_signal_handler_that_wants_what_is_being_mapped(path):
+    run_in_child(
+        """
+        import signal, sys
+        import lazyrestore
+        arrays = lazyrestore.load(sys.argv[1], lazy=True)
+        session = arrays.session
+        make = session._make
+        seen = []
+
+        def handle(*_):
+            try:
+                seen.append(arrays["numbers"])
+            except RuntimeError as error:
+                seen.append(str(error))
+            seen.append(int(arrays["bytes"][0]))  # of the others it has each
+
+        def interrupted(number):
+            if number == 0:
+                signal.raise_signal(signal.SIGUSR1)
+            region = make(number)
+            if number == 0:
+                signal.raise_signal(signal.SIGUSR1)
+            return region
+
+        signal.signal(signal.SIGUSR1, handle)
+        session._make = interrupted
+        assert (arrays["numbers"].ravel() == range(200_000)).all()
+        assert "just being mapped" in seen[0], seen
+        assert "just being mapped" in seen[2], seen
+        assert seen[1] == seen[3] == ord("a")
+        handle()
+        assert seen[-2] is arrays["numbers"]
+        """,
+        path,
+    )
+
+
+def test_a_region_that_is_closed_while_its_array_is_made(path, monkeypatch):
+    session = lazyrestore.restore(path)
+    region = session["numbers"]
+    to_dtype = _arrays.to_dtype
+
+    def closing(described):
+        region.close()
+        return to_dtype(described)
+
+    monkeypatch.setattr(_arrays, "to_dtype", closing)
+    with pytest.raises(ValueError, match=r"closed: restore the image again"):
+        region.array()
