@@ -165,25 +165,28 @@ static void put(struct setting *set, uint64_t page, uint8_t byte)
 static void a_page_that_is_there_stays(void)
 {
 	struct setting *set = huge_set_up(4096, 65536, 3 * HUGE, "d");
+	struct lr_hands hands; /* the pager's own are the pager's, which may be at them */
 	struct lr_outcome outcome;
 	uint64_t bytes = 0;
 
 	if (!(set->target.uffd.features & LR_UFFD_FEATURE_POISON))
 		SKIP("no UFFDIO_POISON before Linux 6.6, which tells what is there");
+	CHECK_EQ(lr_hands_open(&hands, &set->target), LR_OK);
+	/* Served, so the pager has begun, and looked at whose memory this is. */
+	huge_compare(set, 0, HUGE);
 	put(set, 1, 5);
 	put(set, 2, 6);
 	pthread_mutex_lock(&set->pager.loader.busy);
 	set->target.is_remote = true; /* and nothing is known of it */
 	CHECK_EQ(lr_huge_install(&set->pager.loader, set->range, 2 * HUGE, NULL, &bytes, NULL),
 		 LR_ERR_NOMEM);
-	CHECK_EQ(lr_huge_fault(&set->pager.loader, &set->pager.loader.hands, set->range, 2 * HUGE,
-			       &outcome),
-		 LR_OK);
+	CHECK_EQ(lr_huge_fault(&set->pager.loader, &hands, set->range, 2 * HUGE, &outcome), LR_OK);
 	CHECK_EQ(outcome.bytes, 0);
 	CHECK(lr_pageset_is_settled(&set->target.clusters,
 				    lr_target_page(&set->target, set->range, 2 * HUGE)));
 	set->target.is_remote = false;
 	pthread_mutex_unlock(&set->pager.loader.busy);
+	lr_hands_close(&hands);
 	fill(set, NULL, LR_OK);
 	huge_compare(set, 0, HUGE);
 	for (uint64_t i = 0; i < HUGE; i++) {
