@@ -155,6 +155,17 @@ _HOME = {
 
 
 if not TYPE_CHECKING:  # or a checker would take any name for one of these
+    import os
+    from _thread import RLock
+
+    # While a name is imported. Python locks each module for that time, and a child that is forked
+    # meanwhile by another thread would wait for the lock for good: so the fork waits.
+    _importing = RLock()
+    os.register_at_fork(
+        before=_importing.acquire,
+        after_in_parent=_importing.release,
+        after_in_child=_importing.release,
+    )
 
     def __getattr__(name: str) -> object:
         home = _HOME.get(name)
@@ -162,8 +173,9 @@ if not TYPE_CHECKING:  # or a checker would take any name for one of these
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        value: object = getattr(import_module(f"{__name__}.{home}"), name)
-        globals()[name] = value
+        with _importing:
+            value: object = getattr(import_module(f"{__name__}.{home}"), name)
+            globals()[name] = value
         return value
 
 

@@ -257,3 +257,32 @@ def test_forks_while_others_give_up_populate_restore_and_close(image):
         """,
         timeout=60,
     )
+
+
+def test_a_fork_while_another_thread_uses_the_library_for_the_first_time():
+    run_in_child(
+        """
+        import os, signal, sys, threading
+        import lazyrestore
+        begun, forked = threading.Event(), threading.Event()
+
+        class Slow:  # to be imported
+            def find_spec(self, name, path=None, target=None):
+                if name == "lazyrestore._open" and not begun.is_set():
+                    begun.set()
+                    forked.wait(1)  # in vain: the fork waits for this
+
+        sys.meta_path.insert(0, Slow())
+        thread = threading.Thread(target=lambda: lazyrestore.open)
+        thread.start()
+        begun.wait()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(15)
+            lazyrestore.open
+            os._exit(0)
+        forked.set()
+        assert os.waitpid(pid, 0)[1] == 0
+        thread.join()
+        """
+    )
