@@ -5,6 +5,14 @@ import sys
 
 def main() -> int:
     """Run the command line; the exit code."""
+    try:
+        return _run()
+    except KeyboardInterrupt:  # while what reads the arguments was imported
+        print("lazyrestore: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run() -> int:
     from ._criu.early import begin
 
     daemon = begin(sys.argv[1:])

@@ -65,9 +65,11 @@ def read_header(read: Callable[[int], bytes]) -> Header:
     """
     start = read(8)
     if not start.startswith(_MAGIC):
-        raise ValueError("is not in numpy's .npy format")
+        raise ValueError(
+            "is not in numpy's .npy format: take another copy, or what numpy.save wrote"
+        )
     if len(start) < 8:
-        raise ValueError("is cut short: it ends in its header")
+        raise ValueError("is cut short: it ends in its header: take another copy")
     version = start[6], start[7]
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(
@@ -77,15 +79,17 @@ def read_header(read: Callable[[int], bytes]) -> Header:
     size = read(size_bytes)
     nbytes = int.from_bytes(size, "little")
     if nbytes > _HEADER_BYTES_MAX:
-        raise ValueError(f"is damaged: its header would have {nbytes} bytes")
+        raise ValueError(f"is damaged: its header would have {nbytes} bytes: take another copy")
     raw = read(nbytes)
     if len(size) < size_bytes or len(raw) < nbytes:
-        raise ValueError("is cut short: it ends in its header")
+        raise ValueError("is cut short: it ends in its header: take another copy")
     try:
         text = raw.decode("utf-8" if version == (3, 0) else "latin-1")
         return _interpret(_Parser(text).parse(), 8 + size_bytes + nbytes)
     except ValueError as error:  # and UnicodeDecodeError
-        raise ValueError(f"is damaged: its header cannot be read ({error})") from None
+        raise ValueError(
+            f"is damaged: its header cannot be read ({error}): take another copy"
+        ) from None
 
 
 def _interpret(said: object, header_bytes: int) -> Header:

@@ -153,6 +153,9 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         _let_go_of_stdout()
         if isinstance(error, typer.Exit):
             error = broken
+        # The same error, from a print or the flush at the end, which do not say where.
+        if isinstance(error, OSError) and error.errno == broken.errno and error.filename is None:
+            error.filename = "standard output"
     if isinstance(error, typer.Exit):
         return error.exit_code
     if isinstance(error, BrokenPipeError):

@@ -128,10 +128,13 @@ def _print_report(
             what = "differ, and cannot be read throughout" if report.damage else "differ"
         print(one_line(f"{report.a} and {report.b} {what}"))
         pages = f"{report.different_pages} of {count(report.pages, 'page')} differ"
-        print(
-            f"{pages}, {size(report.different_bytes)} of {compared};"
-            f" pages of {size(report.page_size)}"
-        )
+        if report.regions:
+            print(
+                f"{pages}, {size(report.different_bytes)} of {compared};"
+                f" pages of {size(report.page_size)}"
+            )
+        else:
+            print("no region is in both: nothing was compared")
     _note_zero_pages(report)
     numbers = [number for number, each in enumerate(report.regions) if verbose or _is_drawn(each)]
     listed = [n for n in numbers if verbose or report.regions[n].different_pages]
@@ -200,7 +203,9 @@ def _percent(share: float) -> str:
     """Neither 0 % nor 100 % of what is a little more than none or less than all."""
     if share in (0.0, 1.0):
         return f"{share:.0%}"
-    return f"{min(max(share, 0.001), 0.999):.1%}"
+    if share < 0.001:
+        return "<0.1%"
+    return ">99.9%" if share > 0.999 else f"{share:.1%}"
 
 
 def _print_changes(report: DiffReport) -> None:

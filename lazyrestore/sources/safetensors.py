@@ -56,21 +56,29 @@ class SafetensorsFile(ArrayFile):
         start = os.pread(fd, 8, 0)
         nbytes = int.from_bytes(start, "little")
         if len(start) < 8 or os.pread(fd, 1, 8) != b"{" or nbytes < 2:
-            raise self._refuse("is not in the safetensors format, or is cut short")
+            raise self._refuse(
+                "is not in the safetensors format, or is cut short: take another copy, or what"
+                " save_file wrote"
+            )
         if nbytes > fmt.HEADER_BYTES_MAX:
             raise self._refuse(
                 f"is not in the safetensors format, or damaged: its header would have {nbytes}"
-                f" bytes, and has at most {fmt.HEADER_BYTES_MAX}"
+                f" bytes, and has at most {fmt.HEADER_BYTES_MAX}: take"
+                " another copy"
             )
         raw = os.pread(fd, nbytes, 8)
         if len(raw) < nbytes:
-            raise self._refuse(f"is cut short: it has {size} bytes, and a header of {nbytes}")
+            raise self._refuse(
+                f"is cut short: it has {size} bytes, and a header of {nbytes}: take another copy"
+            )
         try:
             tensors, metadata = fmt.parse_header(raw)
             for tensor in tensors:
                 check_name(tensor.name)
         except ValueError as error:
-            raise self._refuse(f"is damaged: its header cannot be read ({error})") from None
+            raise self._refuse(
+                f"is damaged: its header cannot be read ({error}): take another copy"
+            ) from None
         if (
             sum(len(key) + len(value) for key, value in (metadata or {}).items())
             > _METADATA_BYTES_MAX / 4

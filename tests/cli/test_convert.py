@@ -94,7 +94,7 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
         ("--npy", "not in numpy's .npy format"),
         ("--safetensors", "not in the safetensors format"),
     ):
-        run("dump", option, bad, old).fails(1, word, str(bad))
+        run("dump", option, bad, old).fails(1, word, str(bad), "take another copy")
         run("dump", option, tmp_path / "none", old).fails(1, "none", "No such file")
         old.check()
     numpy.savez(bad.with_suffix(".npz"), a=numpy.array([None]))

@@ -154,6 +154,15 @@ def test_files(tmp_path: Path) -> None:
     assert all(len(line) <= 80 or str(tmp_path) in line for line in found.out.splitlines())
 
 
+def test_nothing_in_common(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.lzr", tmp_path / "b.lzr"]
+    for path in paths:
+        lazyrestore.dump({path.stem: b"x" * PAGE}, path)
+    lines = run("diff", *paths).out.splitlines()
+    assert lines[1] == "no region is in both: nothing was compared"
+    assert lines[3:] == [f"only in {path}: {path.stem}, 4.0 KiB" for path in paths]
+
+
 def test_what_regions_are(tmp_path: Path) -> None:
     """Said where there is room for it"""
     paths = [tmp_path / "a.lzr", tmp_path / "b.lzr"]
@@ -253,8 +262,8 @@ def test_shares() -> None:
     """All and none are said of nothing else"""
     assert _percent(0.0) == "0%"
     assert _percent(1.0) == "100%"
-    assert _percent(1e-9) == "0.1%"
-    assert _percent(1 - 1e-9) == "99.9%"
+    assert _percent(1e-9) == "<0.1%"
+    assert _percent(1 - 1e-9) == ">99.9%"
     assert _percent(0.5) == "50.0%"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_support import COMMAND, Image, environment, run, temporary_files
+from cli_support import COMMAND, Image, environment, finish, run, start, temporary_files
 
 import lazyrestore
 from lazyrestore.cli import COMMANDS, _errors, main, make_app
@@ -229,8 +229,32 @@ def test_a_reader_that_went_away(small: Image, command: str) -> None:
 
 
 def test_a_full_standard_output(small: Image) -> None:
+    buffered = {**environment(), "PYTHONUNBUFFERED": ""}
     with open("/dev/full", "wb") as full:
-        run("info", small.path, stdout=full).fails(1, "No space left on device")
+        for command in (["info", small.path], ["--version"], ["--help"]):
+            result = run(*command, stdout=full, env=buffered)
+            result.fails(1, "standard output", "No space left on device")
+
+
+_INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from lazyrestore.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_interrupted_before_it_began(small: Image) -> None:
+    """Ctrl-C while modules are still imported: one line as ever, and no traceback"""
+    command = (sys.executable, "-c", _INTERRUPTED_IMPORT)
+    result = finish(start("info", small.path, command=command))
+    assert (result.code, result.err) == (130, "lazyrestore: interrupted\n")
 
 
 _NO_MORE_THREADS = """
