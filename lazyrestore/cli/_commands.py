@@ -9,11 +9,11 @@ import typer
 
 EXIT_CODES = (
     ("0", "done"),
-    ("1", "failed: no such process, no such file, a full disk; of diff: they differ"),
+    ("1", "failed: no such process or file, or no right to it; a full disk; of diff: they differ"),
     ("2", "usage: arguments that do not go together, a region that is not there"),
     ("3", "the image is damaged, cut short, of a newer version, or not one"),
     ("4", "the kernel, or a permission, says no (`lazyrestore doctor` explains)"),
-    ("5", "the other side of a connection failed"),
+    ("5", "the other side of a connection, or CRIU, failed or is missing"),
     ("126, 127", "of `restore --lazy IMAGE -- COMMAND`: it cannot be started; else its own code"),
     ("130, 143", "Ctrl-C, SIGTERM: everything was undone"),
 )
