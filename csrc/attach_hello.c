@@ -162,6 +162,19 @@ static bool is_same(const struct lr_attachment *attachment, const struct lr_wire
 	       && memcmp(table->digest, attachment->info.digest, sizeof(table->digest)) == 0;
 }
 
+/* The head of an answer to what was sent with `sent`; also where the other side had stopped
+ * listening by then: a refusal may be why. */
+static int receive_answer(struct lr_talk *talk, int sent, const char *wanted,
+			  struct lr_wire_head *ret_head, int *ret_fd, struct lr_refused *refused)
+{
+	int answer;
+
+	if (sent != LR_OK && sent != LR_ERR_GONE)
+		return sent;
+	answer = receive_head(talk, wanted, ret_head, ret_fd, refused);
+	return answer == LR_ERR_REFUSED || sent == LR_OK ? answer : sent;
+}
+
 int lr_attach_hello(struct lr_attachment *attachment, struct lr_talk *talk,
 		    struct lr_refused *refused)
 {
@@ -174,8 +187,7 @@ int lr_attach_hello(struct lr_attachment *attachment, struct lr_talk *talk,
 	if (!is_known && attachment->flags & LR_ATTACH_METADATA)
 		flags |= LR_WIRE_METADATA;
 	code = send_head(talk, LR_WIRE_ATTACH, flags);
-	if (code == LR_OK)
-		code = receive_head(talk, LR_WIRE_REGIONS, &head, NULL, refused);
+	code = receive_answer(talk, code, LR_WIRE_REGIONS, &head, NULL, refused);
 	if (code == LR_OK)
 		code = lr_talk_receive(talk, &table, sizeof(table), NULL);
 	if (code < 0)
@@ -201,12 +213,7 @@ int lr_attach_hand_over(struct lr_attachment *attachment, struct lr_talk *talk,
 
 	code = lr_talk_send(talk, attachment->request, attachment->request_bytes, fds,
 			    attachment->state_fd >= 0 ? 2 : 1);
-	/* A refusal may be why it stopped listening. */
-	if (code == LR_OK || code == LR_ERR_GONE) {
-		int answer = receive_head(talk, LR_WIRE_SERVED, &head, &state_fd, refused);
-
-		code = answer == LR_ERR_REFUSED || code == LR_OK ? answer : code;
-	}
+	code = receive_answer(talk, code, LR_WIRE_SERVED, &head, &state_fd, refused);
 	if (code < 0)
 		return code;
 	if (state_fd < 0)
