@@ -267,7 +267,8 @@ class Child:
         """Send such a one, beside others, and keep none."""
         sock = self.lingering()
         self.send(data, [sock, *others], False)
-        os.close(sock)
+        # The last close is ours, and lasts, where the other side was quicker.
+        threading.Thread(target=os.close, args=(sock,), daemon=True).start()
 
     def hang_up(self) -> None:
         self.connection.close()
