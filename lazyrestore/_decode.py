@@ -56,6 +56,7 @@ def run_threads(
 ) -> None:
     """Run `work` on several threads; each takes numbers from 0 to count - 1 until there are none.
 
+    Where there may be no more threads, on as many as there can be, and if need be on this one.
     The first exception of any of them is raised here, when all have stopped. After it, and after a
     KeyboardInterrupt here, no further numbers are given out.
     """
@@ -79,8 +80,14 @@ def run_threads(
         return
     started = [threading.Thread(target=guarded, daemon=True) for _ in range(wanted)]
     try:
-        for thread in started:
-            thread.start()
+        for count_started, thread in enumerate(started):
+            try:
+                thread.start()
+            except RuntimeError:  # a limit of threads (ulimit -u, pids.max) is reached
+                del started[count_started:]
+                break
+        if not started:
+            guarded()
         for thread in started:
             thread.join()
     except BaseException as error:

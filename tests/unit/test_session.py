@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 
 import pytest
-from restore_support import PAGE, mapping_at, threads_become, threads_named
+from restore_support import PAGE, mapping_at, run_in_child, threads_become, threads_named
 
 import lazyrestore
 
@@ -106,6 +106,37 @@ def test_eager_restore_has_all_and_no_pager(small):
         assert (stats.faults, stats.pages_copied, stats.privilege) == (0, 0, "none")
         session["data"].populate()
         assert session["data"].touch() == 64
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without other threads")
+def test_an_eager_restore_where_no_thread_can_be_had(tmp_path):
+    path = tmp_path / "large.lzr"  # for more than one thread
+    lazyrestore.dump({"a": bytes(range(256)) * (9 << 12), "b": b"few"}, path, level=1)
+    run_in_child(
+        """
+        import os, resource, sys, threading
+        import lazyrestore
+        from fork_support import become_nobody
+        with lazyrestore.restore(sys.argv[1], lazy=False):
+            pass  # all is imported that is needed
+        os.chdir(os.path.dirname(sys.argv[1]))  # which others cannot reach
+        name = os.path.basename(sys.argv[1])
+        os.chmod(".", 0o755)
+        os.chmod(name, 0o644)
+        become_nobody(61235)  # a user that nobody else is: its threads are counted
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        try:
+            threading.Thread(target=print).start()
+        except RuntimeError:
+            pass
+        else:
+            raise AssertionError("there can be threads")
+        with lazyrestore.restore(name, lazy=False, threads=4) as session:
+            assert session["a"][:] == bytes(range(256)) * (9 << 12)
+            assert session["b"][:] == b"few"
+        """,
+        path,
+    )
 
 
 def test_waiting_without_a_fill_is_refused(small):
