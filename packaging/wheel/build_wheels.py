@@ -30,6 +30,8 @@ GLIBC = "2.17"
 # Assertions stay, as in every other build; -g0 and --strip-debug: zig's own objects have symbols.
 CFLAGS = "-O2 -g0 -UNDEBUG"
 LDFLAGS = "-Wl,--strip-debug"
+# The same sources give the same wheels, byte for byte: of this date, which is hatchling's own too.
+DATE = os.environ.get("SOURCE_DATE_EPOCH", "1580601600")
 LIBRARY = "lazyrestore/liblazyrestore.so"
 NOT_INHERITED = re.compile("MAKE|MFLAGS|CC$|AR$|CFLAGS$|LDFLAGS$|WARNINGS$|BUILD$|PACKAGE$|PYTHON")
 
@@ -40,7 +42,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> None:
     result = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env={**kept, **environment},
+        env={**kept, "SOURCE_DATE_EPOCH": DATE, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
