@@ -13,7 +13,7 @@ from typing import NoReturn, Self
 from ._core import PRIVILEGES, check_word, touch
 from ._native import CData, check, ffi, lib, new_problem
 from ._open import unpack
-from .errors import RegionNotFound, RemoteError, RestoreError
+from .errors import KernelError, RegionNotFound, RemoteError, RestoreError
 from .region import PlacedRegion, Region, placed_region
 from .reports import RegionInfo
 
@@ -59,7 +59,19 @@ def attach(
     found = os.environ.get("LAZYRESTORE_SOCKET") if socket is None else os.fspath(socket)
     if not found:
         raise ValueError("give the path of a service's socket, or set LAZYRESTORE_SOCKET to it")
-    core = AttachedCore(found, deadline, privilege)
+    try:
+        core = AttachedCore(found, deadline, privilege)
+    except KernelError as error:
+        if privilege != "full" or "userfaultfd" not in str(error):
+            raise
+        from ._doctor import has_only_user_mode
+
+        if not has_only_user_mode():
+            raise
+        raise KernelError(
+            f"{error}, or attach with privilege='auto': all but system calls on pages that are not"
+            " there works then"
+        ) from None
     waited = array("I")
     regions: dict[str, Region | PlacedRegion] = {}
     for number, info in enumerate(core.source.regions):

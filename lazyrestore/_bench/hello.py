@@ -121,7 +121,10 @@ def explain(as_started_us: float, one_core_us: float, wakeup: _wakeup.Wakeup) ->
         f" a core that is idle, and halts, {wakeup.idle_core_us:.1f} µs: {more:.0f} µs more for a"
         f" fault, which takes {one_core_us:.1f} µs in all on one core and {as_started_us:.1f} µs as"
         " started.",
-        "So waking halted cores is most of it; what is copied, or decoded, is not.",
+        "So waking halted cores is most of it; what is copied, or decoded, is not."
+        if as_started_us - one_core_us > more / 2
+        else "As started, these two threads had no halted core to wake, most of the time. Where a"
+        " fault has to, that is most of it.",
     ]
     if wakeup.is_virtual:
         sentences.append(

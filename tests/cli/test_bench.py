@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from cli_support import environment, run
 
+from lazyrestore._bench.hello import explain
 from lazyrestore._demo.images import write_text_image
+from lazyrestore._wakeup import Wakeup
 from lazyrestore.writer import ImageWriter
 
 MIB = 1 << 20
@@ -49,6 +51,14 @@ def test_hello_as_json(tmp_path: Path) -> None:
         assert shares == sorted(shares)
     assert report["wakeup"]["one_core_us"] > 0
     assert report["explanation"]
+
+
+def test_what_is_said_of_waking() -> None:
+    """Not that it is most of a fault where the same page shows that it was not"""
+    wakeup = Wakeup(2.0, 22.0, None, None, None, False, False, 0)
+    slow, quick = explain(46.0, 6.0, wakeup), explain(6.2, 6.0, wakeup)
+    assert "halted cores is most of it" in slow[1]
+    assert "had no halted core to wake" in quick[1]
 
 
 @pytest.mark.uffd

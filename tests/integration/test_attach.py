@@ -23,7 +23,8 @@ from restore_support import write_image
 from serve_support import LIMIT_S, Service, eventually
 
 import lazyrestore
-from lazyrestore.errors import RegionNotFound, RemoteError, RestoreError
+from lazyrestore._doctor import has_only_user_mode
+from lazyrestore.errors import KernelError, RegionNotFound, RemoteError, RestoreError
 
 pytestmark = pytest.mark.uffd
 
@@ -330,6 +331,9 @@ def test_who_has_no_rights_is_served(image: Path, tmp_path: Path) -> None:
             os.setgroups([])
             os.setgid(65534)
             os.setuid(65534)
+            if has_only_user_mode():
+                with pytest.raises(KernelError, match="attach with privilege='auto'"):
+                    attach(service)
             with attach(service, privilege="auto") as attachment:
                 assert attachment.privilege in ("full", "user-mode-only")
                 same(attachment["memory"], expected)
