@@ -21,8 +21,6 @@
 /* How long not to sleep at first: who waits for this thread to begin often touches a page at once.
  */
 #define AWAKE_NS 300000u
-/* How often to serve without all that it needs in the long run. */
-#define COLD_ROUNDS 8u
 /* How long to look whether the thread has begun, before sleeping. */
 #define READY_NS 60000u
 /* How long to sleep at most: whoever has a job cannot ring if the program closed the bell. */
@@ -228,7 +226,7 @@ bool lr_pager_serve(struct lr_pager *pager)
 }
 
 /* False where nothing came. */
-static bool wait(struct lr_pager *pager, struct pollfd *waits, bool is_blocked, bool is_warm)
+static bool wait(struct lr_pager *pager, struct pollfd *waits, bool is_blocked)
 {
 	struct lr_target *target = pager->target;
 	bool is_retried =
@@ -237,23 +235,13 @@ static bool wait(struct lr_pager *pager, struct pollfd *waits, bool is_blocked, 
 	/* What cannot be read is not waited for either. */
 	waits[0].fd = is_blocked ? -1 : target->uffd.fd;
 	waits[0].revents = 0;
-	if (poll(waits, 2, is_retried || !is_warm ? RETRY_MS : IDLE_MS) > 0)
+	if (poll(waits, 2, is_retried ? RETRY_MS : IDLE_MS) > 0)
 		return true;
 	/* Nobody tells that such a process ended, or executes another program. */
 	if (!is_retried && target->is_zero_outside
 	    && lr_uffd_is_gone(&target->uffd, target->host_page))
 		lr_target_note_gone(target);
 	return false;
-}
-
-/* What it needs sooner or later takes longer to have than a page to load, and the first is often
- * touched at once, by who waits for this thread to begin: so when nobody has come for a moment, or
- * some have been served. */
-static bool warm_up(struct lr_pager *pager)
-{
-	lr_hands_have(&pager->loader.hands);
-	lr_pager_have_stack();
-	return true;
 }
 
 static void *run(void *argument)
@@ -263,14 +251,16 @@ static void *run(void *argument)
 		{.fd = pager->target->uffd.fd, .events = POLLIN},
 		{.fd = pager->event_fd, .events = POLLIN},
 	};
-	bool is_warm = false;
-	uint32_t rounds = 0;
 	uint64_t awake_until_ns;
 	uint64_t count;
 
 	/* By itself: pthread_setname_np of another thread takes three system calls. */
 	prctl(PR_SET_NAME, "lazyrestore");
 	keep_descriptors(pager);
+	/* Before anyone may miss a page: at a memory limit the pager must not wait for pages of its
+	 * own. That is soon done where the last session left its buffers. */
+	lr_hands_have(&pager->loader.hands);
+	lr_pager_have_stack();
 	lr_flag_raise(&pager->is_ready);
 	awake_until_ns = pager->target->is_remote ? 0 : lr_clock_ns() + AWAKE_NS;
 	/* Where threads answer for themselves, no faults come here. */
@@ -291,18 +281,15 @@ static void *run(void *argument)
 		lr_pager_take_jobs(pager);
 		if (pager->jobs && code != LR_LATER)
 			code = lr_pager_do_job(pager);
-		if (!is_warm && (read_count > 0 || pager->jobs) && ++rounds == COLD_ROUNDS)
-			is_warm = warm_up(pager);
 		if (read_count > 0 || (code != LR_LATER && pager->jobs))
 			continue;
-		if (!is_warm && lr_clock_ns() < awake_until_ns) {
+		if (awake_until_ns && lr_clock_ns() < awake_until_ns) {
 			sched_yield();
 			continue;
 		}
-		if (!wait(pager, waits, read_count < 0, is_warm)) {
-			is_warm = is_warm || warm_up(pager);
+		awake_until_ns = 0;
+		if (!wait(pager, waits, read_count < 0))
 			continue;
-		}
 		if (waits[0].revents & ~POLLIN)
 			lr_pager_undo_blocking(pager);
 		if (waits[1].revents && read(pager->event_fd, &count, sizeof(count)) < 0)
