@@ -27,6 +27,7 @@ sys.path[:0] = [str(HERE.parent / "fixtures")]
 import make_fixtures  # noqa: E402
 from agreement import judge  # noqa: E402
 from image_surgery import Field, Surgery, settle  # noqa: E402
+from resident import forget_peak, resident, resident_peak  # noqa: E402
 
 import lazyrestore  # noqa: E402
 
@@ -48,21 +49,13 @@ outcomes: Counter[str] = Counter()
 folder = Path(tempfile.mkdtemp())
 
 
-def _status(key: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) << 10
-    raise LookupError(key)
-
-
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     """What one image may cost."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, start = _status("VmRSS"), time.process_time()
+    forget_peak()
+    before, start = resident(), time.process_time()
     yield
-    seconds, grown = time.process_time() - start, _status("VmHWM") - before
+    seconds, grown = time.process_time() - start, resident_peak() - before
     assert seconds < CPU_SECONDS_MAX, f"{seconds:.3f} s of processor time"
     assert grown < MEMORY_MAX, f"{grown >> 20} MiB"
 

@@ -1,12 +1,9 @@
-"""What tests of the writer share: a fast second reader, random bytes, children, leftovers."""
+"""What tests of the writer share: a fast second reader, random bytes, leftovers."""
 
 from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -36,14 +33,3 @@ def temporaries(folder: Path) -> list[str]:
 
 def workers() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name.startswith("lazyrestore-compress")]
-
-
-def run_child(code: str, *arguments: object, timeout: float = 60) -> subprocess.CompletedProcess:
-    """Run Python code in a process of its own, with a time limit."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from image_files import (
     sound,
     truncations,
 )
-from restore_support import flip, payloads
+from restore_support import flip, payloads, run_in_child
 from terminal_support import Terminal
 
 import lazyrestore
@@ -238,19 +237,18 @@ def test_truncated_and_filled_up(tmp_path: Path) -> None:
 _PEAK = """
 import sys
 from lazyrestore.cli import main
+from resident import resident_peak
 code = main(sys.argv[1:])
-# Not ru_maxrss: that begins with what the parent had.
-line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
-print(line.split()[1], file=sys.stderr)
+print(resident_peak(), file=sys.stderr)
 sys.exit(code)
 """
 
 
 def peak_of(path: Path) -> int:
     """The most memory that verifying an image took, in bytes"""
-    result = run("verify", path, command=(sys.executable, "-c", _PEAK))
-    assert result.code == 0, result
-    return int(result.err) * 1024
+    result = run_in_child(_PEAK, "verify", path, timeout=60, ok=False)
+    assert result.returncode == 0, result
+    return int(result.stderr)
 
 
 @pytest.mark.parametrize("kind", ["data", "noise"])
