@@ -16,6 +16,7 @@ EXIT_CODES = (
     ("5", "the other side of a connection, or CRIU, failed or is missing"),
     ("126, 127", "of `restore --lazy IMAGE -- COMMAND`: it cannot be started; else its own code"),
     ("130, 143", "Ctrl-C, SIGTERM: everything was undone"),
+    ("141", "nobody reads standard output any more: that was a `head`, say"),
 )
 
 ENVIRONMENT = (

@@ -64,12 +64,19 @@ class Style:
         return f"\x1b[{colour}m{text}\x1b[0m" if self.has_colour and text else text
 
     def shorten(self, text: str, width: int) -> str:
-        """Not longer than that: cut in the middle."""
-        if len(text) <= width:
+        """Not wider than that: cut in the middle."""
+        from ._show import width_of
+
+        if width_of(text) <= width:
             return text
         dots = "..." if self.is_ascii else "…"
-        left = (width - len(dots)) // 2
-        return text[:left] + dots + text[len(text) - (width - len(dots) - left) :]
+        room = width - len(dots)
+        left, right = text, text
+        while width_of(left) > room // 2:
+            left = left[:-1]
+        while width_of(right) > room - room // 2:
+            right = right[1:]
+        return left + dots + right
 
 
 def _asks_for_ascii() -> bool:
@@ -101,7 +108,9 @@ class Frame:
 
     def __init__(self, style: Style, names: Sequence[str]) -> None:
         self.style = style
-        longest = max(map(len, names), default=0)
+        from ._show import one_line, width_of
+
+        longest = max((width_of(one_line(name)) for name in names), default=0)
         room = style.width - _LENGTHS
         self._names = min(max(longest, 6), max(12, room - (64 if room >= 96 else 32)))
         # Whole eights: rows then begin at round places.
@@ -125,7 +134,7 @@ class Frame:
             cells: letter and colour of each.
             below: marks for a line below each row, as long as `cells`.
         """
-        from ._show import size
+        from ._show import pad, size
 
         shown = self.shorten(name)
         place = size(length)
@@ -134,7 +143,7 @@ class Frame:
         number = 0
         while number < len(rows):
             row, marks = rows[number]
-            print(f"{shown:<{self._names}}{place:>12}  {self.paint(row)}".rstrip())
+            print(f"{pad(shown, self._names)}{place:>12}  {self.paint(row)}".rstrip())
             if marks.strip():
                 print(" " * (self._names + _LENGTHS) + self.style.paint(marks.rstrip(), _HOT[2]))
             number += 1

@@ -26,6 +26,21 @@ def one_line(text: str) -> str:
     )
 
 
+def width_of(text: str) -> int:
+    """Columns of a terminal that it takes: East Asian letters take two, accents none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def pad(text: str, width: int, is_right: bool = False) -> str:
+    """With blanks to so many columns; at its left, if it is to stand at the right."""
+    blank = " " * (width - width_of(text))
+    return blank + text if is_right else text + blank
+
+
 def has_colour(stream: TextIO | None) -> bool:
     """Whether to write colours there: to a terminal, but that NO_COLOR says no, FORCE_COLOR yes.
 
@@ -105,11 +120,11 @@ def protection(bits: int, shared: bool) -> str:
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Lines of a name and what belongs to it, in two columns; broken to fit a terminal."""
-    width = max((len(name) for name, _ in fields), default=0)
+    width = max((width_of(name) for name, _ in fields), default=0)
     room = columns(sys.stdout) - width - 4
     for name, value in fields:
         lines = _break(one_line(value), room)
-        print(f"  {name:<{width}}  {lines[0]}".rstrip())
+        print(f"  {pad(name, width)}  {lines[0]}".rstrip())
         for line in lines[1:]:
             print(f"  {'':<{width}}  {line}")
 
@@ -133,10 +148,10 @@ def _break(text: str, room: int) -> list[str]:
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
     """A table; `right` names the columns that are aligned right. The last column is not padded."""
     shown = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *shown, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(heads, *shown, strict=True)]
     for row in (list(heads), *shown):
         cells = [
-            cell.rjust(width) if head in right.split() else cell.ljust(width)
+            pad(cell, width, head in right.split())
             for head, cell, width in zip(heads, row, widths, strict=True)
         ]
         print("  ".join(cells).rstrip())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
-from ._show import count, duration, one_line, size
+from ._show import count, duration, one_line, pad, size
 from ._status import PeerStatus, Sample
 
 _TEXT_MAX = 60
@@ -132,7 +132,7 @@ def table(now: Sample, width: int | None, room: int | None = None) -> list[str]:
     lines = []
     for row in range(len(peers) + 1):
         cells = [
-            _pad(
+            pad(
                 _cut(columns[column.head][row], widths[column.head], column.head in _PATHS),
                 widths[column.head],
                 column.is_right,
@@ -170,11 +170,6 @@ def _cut(text: str, width: int, is_path: bool = False) -> str:
     while cell_len(text) >= width:
         text = text[1:]
     return "…" + text
-
-
-def _pad(text: str, width: int, is_right: bool) -> str:
-    blank = " " * (width - cell_len(text))
-    return blank + text if is_right else text + blank
 
 
 def screen(now: Sample, width: int | None, height: int | None = None) -> Sequence[str]:

@@ -82,7 +82,7 @@ def demo(
     if walk is not None and size is not None:
         raise UsageError("--size has no meaning with --walk: N says how much")
     if size is not None and not _LEAST_BYTES <= size <= _MOST_BYTES:
-        raise UsageError(f"--size is {size} bytes: it can be 16M to 64G")
+        raise UsageError(f"--size {size}: it can be 16M to 64G")
     from ._progress import steps
 
     say = steps(quiet=quiet, wanted=shows_progress)

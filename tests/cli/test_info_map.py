@@ -16,6 +16,7 @@ import pytest
 from cli_support import PAGE, Image, environment, finish, run, start
 from image_files import EXPECTED, SOUND, broken, broken_by, check_refused, run_each, sound
 from restore_support import flip
+from rich.cells import cell_len
 
 import lazyrestore
 from lazyrestore._clusters import Index
@@ -98,6 +99,19 @@ def test_it_fits(tmp_path: Path, columns: int) -> None:
     assert max(map(len, lines)) <= columns
     assert sum("rows like this" in line for line in lines) == 1
     assert len(lines) <= 12
+
+
+@pytest.mark.parametrize("columns", [48, 80])
+def test_letters_of_two_columns(tmp_path: Path, columns: int) -> None:
+    """Lengths and cells begin at the same column in each row, also where a name is cut"""
+    path = tmp_path / "x.lzr"
+    lazyrestore.dump({"a": b"1", "重み": b"2", "状態" * 12: b"3", "e\u0301" * 9: b"4"}, path)
+    text = run("info", "--map", path, env={**UTF8, "COLUMNS": str(columns)}).ok().out
+    lines = text.partition("\n\n")[2].splitlines()[:4]
+    for letter in " B  ", "█":
+        assert len({cell_len(line.partition(letter)[0]) for line in lines}) == 1, lines
+    table = run("ls", path, env=UTF8).ok().out.splitlines()
+    assert len({cell_len(line.partition(" r--p")[0]) for line in table[1:]}) == 1, table
 
 
 def test_a_terminal(make_image: MakeImage) -> None:
