@@ -260,6 +260,7 @@ static void *run(void *argument)
 	/* Before anyone may miss a page: at a memory limit the pager must not wait for pages of its
 	 * own. That is soon done where the last session left its buffers. */
 	lr_hands_have(&pager->loader.hands);
+	lr_zstd_have(pager->loader.hands.decoder.zstd);
 	lr_pager_have_stack();
 	lr_flag_raise(&pager->is_ready);
 	awake_until_ns = pager->target->is_remote ? 0 : lr_clock_ns() + AWAKE_NS;

@@ -15,6 +15,9 @@ typedef struct lr_zstd lr_zstd;
 int lr_zstd_load(void);
 int lr_zstd_open(lr_zstd **ret_zstd);
 void lr_zstd_close(lr_zstd *zstd);
+/* Have the memory that decoding takes now, before it is used. Where zstd does not tell how much
+ * that is (before 1.4.0) nothing is done. */
+void lr_zstd_have(lr_zstd *zstd);
 /* Decode one frame that must fill exactly `bytes`: 0, or LR_ERR_FRAME. */
 int lr_zstd_decode(lr_zstd *zstd, const void *frame, size_t frame_bytes, void *ret_data,
 		   size_t bytes);

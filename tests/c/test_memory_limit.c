@@ -367,6 +367,35 @@ static void populate_that_cannot_read_fences_nothing(void)
 	run_cold(populate_and_give_back);
 }
 
+/* Has the pager look in the first leaf of the index, but decode nothing; then uses all up with what
+ * lies behind that. */
+static void decode_first_at_the_limit(const char *path)
+{
+	lr_image *opened = open_image(path);
+	uint64_t leaf = 256 * CLUSTER, done = 0;
+	pthread_t toucher;
+	int code;
+
+	open_session(opened);
+	CHECK_EQ(*(const volatile uint8_t *)memory, 0);
+	CHECK_EQ(pthread_create(&toucher, NULL, touch_when_told, NULL), 0);
+	code = lr_session_populate(session, 0, leaf, REGION - leaf, 3000000000, &done, NULL);
+	CHECK(code == LR_ERR_NOMEM || code == LR_ERR_TIMEOUT);
+	use_up_what_is_left();
+	atomic_store(&next_page, CLUSTER / PAGE);
+	usleep(SETTLE_MS * 1000);
+	give_back(leaf / PAGE, (leaf + done) / PAGE);
+	CHECK_EQ(pthread_join(toucher, NULL), 0);
+	check_no_errors();
+	CHECK_MEM(memory, image.regions[0].bytes, 2 * CLUSTER);
+}
+
+static void decodes_for_the_first_time_at_the_limit(void)
+{
+	make_image("zzzzzzzzzzzzzzzzdddddddddddddddddddddddddddddddddddddddddddddddd");
+	run_limited(decode_first_at_the_limit, image.path);
+}
+
 static void suspend_while_waiting(const char *path)
 {
 	lr_image *opened = open_image(path);
@@ -395,6 +424,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE_LIMIT(ends_with_zeros_where_its_page_is_given_up, 60),
 	CHECK_CASE_LIMIT(populate_stops_there_and_can_be_called_again, 60),
 	CHECK_CASE_LIMIT(populate_that_cannot_read_fences_nothing, 60),
+	CHECK_CASE_LIMIT(decodes_for_the_first_time_at_the_limit, 20),
 	CHECK_CASE_LIMIT(holds_up_neither_suspend_nor_resume, 60),
 };
 CHECK_MAIN(cases)
