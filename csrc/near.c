@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "jobs.h"
+#include "reserve.h"
 
 /* Faults in a row, of one thread, each at most so long after the one before was served, that make
  * it worth while. */
@@ -35,6 +36,9 @@
 #define BUSY_NS    5000000u
 #define BAN_MIN_NS 50000000u
 #define BAN_MAX_NS 4000000000u
+/* What a thread takes to start, and to spare: stacks, what the kernel and the C library keep of it.
+ */
+#define START_BYTES (192u << 10)
 /* Served at a stretch, this many, it may be tried again soon. */
 #define GOOD_ROUNDS 5000u
 
@@ -244,12 +248,19 @@ void lr_near_allow(struct lr_pager *pager)
 		|| (pager->target->are_threads_known && pager->target->uffd.reads_no_wait);
 }
 
-/* When it is first wanted: most sessions never come to that. */
+/* When it is first wanted: most sessions never come to that. At a memory limit this thread would
+ * wait for what the other takes, and who gives memory back for this one: then not now. */
 static bool start(struct lr_pager *pager)
 {
 	struct lr_near *near = &pager->near;
 
-	if (!near->is_running && CPU_COUNT(&near->allowed) >= 2)
+	if (near->is_running)
+		return true;
+	if (CPU_COUNT(&near->allowed) >= 2 && !lr_reserve_is_room(START_BYTES)) {
+		ban(near, 0);
+		return false;
+	}
+	if (CPU_COUNT(&near->allowed) >= 2)
 		near->is_running = lr_thread_start(&near->thread, run, pager) == 0;
 	near->is_possible = near->is_running;
 	return near->is_running;

@@ -3,11 +3,15 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* Kinds of buffers: a decoder has one of each of two sizes. */
 #define SPARES 2u
 /* More is not kept. */
 #define SPARE_BYTES_MAX (8u << 20)
+
+/* That are looked for at once. */
+#define ROOM_PAGES_MAX 256u
 
 /* A buffer that is nobody's begins with its size. */
 static _Atomic(uint64_t *) spares[SPARES];
@@ -21,6 +25,23 @@ void *lr_reserve(size_t bytes)
 		return NULL;
 	madvise(memory, bytes, MADV_NOHUGEPAGE);
 	return memory;
+}
+
+bool lr_reserve_is_room(size_t bytes)
+{
+	/* Those that could not be had are missing, which is not told. */
+	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	uint8_t is_there[ROOM_PAGES_MAX];
+	size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (bytes + page - 1) / page;
+	bool is_room = memory != MAP_FAILED && pages <= ROOM_PAGES_MAX
+		       && mincore(memory, bytes, is_there) == 0;
+
+	for (size_t i = 0; i < pages && is_room; i++)
+		is_room = is_there[i] & 1;
+	if (memory != MAP_FAILED)
+		munmap(memory, bytes);
+	return is_room;
 }
 
 /* Put a buffer, or NULL, into a slot, and get what was there. Acquire and release: who takes it

@@ -10,6 +10,7 @@
 
 #include "cgroup.h"
 #include "image_builder.h"
+#include "session.h"
 
 #define PAGE      4096ul
 #define CLUSTER   65536ul
@@ -115,6 +116,16 @@ static void use_up_what_is_left(void)
 			at += PAGE;
 	}
 	CHECK_CALL(sched_setaffinity(0, sizeof(allowed), &allowed));
+}
+
+/* Of which some can be given back when nothing is left. */
+static uint8_t *spare_memory(void)
+{
+	uint8_t *mapped = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	CHECK(mapped != MAP_FAILED);
+	return mapped;
 }
 
 static lr_image *open_image(const char *path)
@@ -396,6 +407,48 @@ static void decodes_for_the_first_time_at_the_limit(void)
 	run_limited(decode_first_at_the_limit, image.path);
 }
 
+static unsigned long left_pages;
+
+/* Zeros need no memory, but a thread does: one that the pager starts for who faults again and
+ * again must not be waited for. */
+static void fault_often_at_the_limit(const char *path)
+{
+	lr_image *opened = open_image(path);
+	uint8_t *kept = spare_memory();
+	struct lr_near *near;
+	uint64_t done = 0;
+	int code;
+
+	open_session(opened);
+	near = &session->pager.near;
+	atomic_store(&near->ignores_load, true);
+	CHECK_EQ(zeros[0], 0);
+	CHECK_EQ(zeros[CLUSTER * (STALLS + 1) - 1], 0);
+	code = lr_session_populate(session, 0, 0, REGION, 3000000000, &done, NULL);
+	CHECK(code == LR_ERR_NOMEM || code == LR_ERR_TIMEOUT);
+	use_up_what_is_left();
+	CHECK_CALL(madvise(kept, left_pages * PAGE, MADV_DONTNEED));
+	for (uint64_t i = 1; i < STALLS; i++)
+		CHECK_EQ(zeros[CLUSTER * i], 0);
+	CHECK(!near->is_running);
+	/* And is, when there is memory again. */
+	cgroup_set_limit(&cgroup, LIMIT + REGION + 16 * MIB);
+	for (uint64_t at = done + MIB; at < REGION && near->is_possible && !near->is_running;
+	     at += CLUSTER) {
+		CHECK_MEM(memory + at, image.regions[0].bytes + at, PAGE);
+		usleep(1000);
+	}
+	CHECK(near->is_running || sysconf(_SC_NPROCESSORS_ONLN) < 2);
+}
+
+/* With nothing left it could not even be begun. */
+static void starts_no_thread_at_the_limit(void)
+{
+	make_image("d");
+	for (left_pages = 1; left_pages < 16; left_pages += left_pages < 3 ? 1 : 9)
+		run_limited(fault_often_at_the_limit, image.path);
+}
+
 static void suspend_while_waiting(const char *path)
 {
 	lr_image *opened = open_image(path);
@@ -425,6 +478,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE_LIMIT(populate_stops_there_and_can_be_called_again, 60),
 	CHECK_CASE_LIMIT(populate_that_cannot_read_fences_nothing, 60),
 	CHECK_CASE_LIMIT(decodes_for_the_first_time_at_the_limit, 20),
+	CHECK_CASE_LIMIT(starts_no_thread_at_the_limit, 60),
 	CHECK_CASE_LIMIT(holds_up_neither_suspend_nor_resume, 60),
 };
 CHECK_MAIN(cases)
