@@ -51,7 +51,10 @@ int lr_index_cache_open(struct lr_index_cache *cache, const struct lr_index *ind
 	if (!memory)
 		return LR_ERR_NOMEM;
 	cache->slots = memory;
-	memset(cache->slots, 0, LR_INDEX_CACHE_SLOTS * sizeof(*cache->slots));
+	/* It may have been another's: then `bytes` still tells of which nodes the memory is there.
+	 */
+	for (uint32_t slot = 0; slot < LR_INDEX_CACHE_SLOTS; slot++)
+		cache->slots[slot].offset = 0;
 	cache->nodes = (uint8_t *)memory + LR_INDEX_CACHE_SLOTS * sizeof(struct lr_index_slot);
 	return LR_OK;
 }
@@ -61,8 +64,8 @@ void lr_index_cache_close(struct lr_index_cache *cache)
 	uint32_t used = 0;
 
 	for (uint32_t slot = 0; cache->slots && slot < LR_INDEX_CACHE_SLOTS; slot++)
-		used += cache->slots[slot].offset != 0;
-	/* One in which there is much is not kept. */
+		used += cache->slots[slot].bytes != 0;
+	/* One in which there is much, of all that used it one after the other, is not kept. */
 	if (used > KEPT_SLOTS_MAX)
 		munmap(cache->slots, cache_bytes(cache));
 	else if (cache->slots)
@@ -96,6 +99,8 @@ static const uint8_t *get_node(const struct lr_index *index, struct lr_index_cac
 	    && cache->slots[slot].crc32c == ref->crc32c)
 		return node;
 	cache->slots[slot].offset = 0;
+	cache->slots[slot].bytes = ref->bytes;
+	cache->slots[slot].crc32c = ref->crc32c;
 	code = lr_source_read(index->source, ref->offset, node, ref->bytes, ret_problem);
 	if (code < 0) {
 		if (ret_problem)
@@ -107,8 +112,6 @@ static const uint8_t *get_node(const struct lr_index *index, struct lr_index_cac
 		return NULL;
 	}
 	cache->slots[slot].offset = ref->offset;
-	cache->slots[slot].bytes = ref->bytes;
-	cache->slots[slot].crc32c = ref->crc32c;
 	return node;
 }
 

@@ -35,7 +35,7 @@ struct lr_index {
 
 struct lr_index_slot {
 	uint64_t offset; /* of the payload; 0: empty */
-	uint32_t bytes;
+	uint32_t bytes;  /* 0: its node was never written to */
 	uint32_t crc32c;
 };
 

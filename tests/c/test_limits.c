@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include <dirent.h>
+#include <malloc.h>
 
 #include "image_builder.h"
 
@@ -181,10 +182,49 @@ static void leaves_nothing_behind(void)
 	image_fini(&image);
 }
 
+static uint64_t resident_kib(void)
+{
+	FILE *file = fopen("/proc/self/smaps_rollup", "re");
+	unsigned long kib = 0;
+	char line[200];
+
+	CHECK(file);
+	malloc_trim(0);
+	while (fgets(line, sizeof(line), file))
+		if (sscanf(line, "Rss: %lu kB", &kib) == 1)
+			break;
+	fclose(file);
+	return kib;
+}
+
+/* What one session leaves for the next is little, however many different images there were: their
+ * index nodes lie at other places of the cache. */
+static void keeps_little_of_many_images(void)
+{
+	uint64_t before = 0, images = 200;
+
+#if CHECK_SANITIZER_FACTOR > 1
+	SKIP("a sanitizer keeps memory of its own");
+#endif
+	for (uint64_t i = 0; i < images; i++) {
+		image_make(&image, 4096, 65536, 65536 + 4096 * i, "r");
+		int code = try_all();
+
+		if (code == LR_ERR_PERMISSION || code == LR_ERR_UNSUPPORTED)
+			SKIP("no userfaultfd here: %s", lr_strerror(code));
+		CHECK_EQ(code, LR_OK);
+		image_fini(&image);
+		if (i == images / 10)
+			before = resident_kib();
+	}
+	CHECK(resident_kib() <= before + 400);
+}
+
 static const struct check_case cases[] = {
 	CHECK_CASE(out_of_descriptors),
 	CHECK_CASE(out_of_address_space),
 	CHECK_CASE(out_of_threads),
 	CHECK_CASE(leaves_nothing_behind),
+	CHECK_CASE(keeps_little_of_many_images),
 };
 CHECK_MAIN(cases)
