@@ -180,9 +180,9 @@ static bool serve_once(struct lr_pager *pager)
 	uint64_t low, high;
 	bool is_more;
 
-	uffd->defers_wakes = true;
+	near->defers_wakes = true;
 	is_more = lr_pager_serve(pager);
-	uffd->defers_wakes = false;
+	near->defers_wakes = false;
 	low = uffd->wake_low;
 	high = uffd->wake_high;
 	uffd->wake_low = uffd->wake_high = 0;

@@ -52,6 +52,7 @@ struct lr_near {
 	uint32_t since;   /* faults since then */
 	uint64_t served_ns;
 	bool is_late; /* the fault just served came late */
+	bool defers_wakes;
 	/* Who is waked after the turn was given back: by whoever takes it too, because this thread
 	 * may not come to that for long. */
 	uint64_t owed_low;

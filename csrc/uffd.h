@@ -29,9 +29,10 @@ struct lr_uffd {
 	bool reads_no_wait; /* the kernel can be told so at each read; else its maker can make it
 			       wait */
 	bool tells_quiet;   /* lr_uffd_is_quiet knows */
-	/* Copies and zero pages wake nobody: who is to be waked is noted, for later. */
+	/* Copies and zero pages wake nobody: who is to be waked is noted, for later. It is for who
+	 * installs now: under loader.h's `busy`, where others install too. */
 	bool defers_wakes;
-	uint64_t wake_low;
+	uint64_t wake_low; /* of who deferred them */
 	uint64_t wake_high;
 };
 

@@ -156,6 +156,30 @@ static void gives_way_to_loads_ahead(void)
 	tear_down(&set);
 }
 
+/* Those who load an awaited working set install it themselves, also while this one serves: whom
+ * they wake, and when, is not for its thread to say. */
+static void serves_beside_those_who_install(void)
+{
+	uint64_t first[PAGES];
+
+	for (int i = 0; i < 5; i++) {
+		struct lr_fill_options options = {.is_awaited = 1, .first_only = 1};
+		struct setting set;
+		uint32_t begin;
+
+		set_up(&set);
+		have_it_serve(&set);
+		begin = set.next + (PAGES - set.next) / 2;
+		for (uint32_t page = begin; page < PAGES; page++)
+			first[options.first_count++] = page;
+		options.first = first;
+		CHECK_EQ(lr_session_fill(set.session, &options), LR_OK);
+		touch(&set, PAGES);
+		CHECK_EQ(lr_session_wait_first(set.session, 20000000000), LR_OK);
+		tear_down(&set);
+	}
+}
+
 static void closes_while_it_has_the_turn(void)
 {
 	for (int i = 0; i < 20; i++) {
@@ -386,6 +410,7 @@ static const struct check_case cases[] = {
 	CHECK_CASE(serves_who_faults_again_and_again),
 	CHECK_CASE(gives_the_turn_back_when_nobody_faults),
 	CHECK_CASE(gives_way_to_loads_ahead),
+	CHECK_CASE(serves_beside_those_who_install),
 	CHECK_CASE_LIMIT(closes_while_it_has_the_turn, 120),
 	CHECK_CASE_LIMIT(children_go_on_alone, 120),
 	CHECK_CASE(is_relieved_where_it_gets_no_time),
