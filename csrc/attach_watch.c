@@ -1,7 +1,6 @@
 /* The thread that watches a service, and looks for the next one when it is gone. */
 #include <errno.h>
 #include <limits.h>
-#include <linux/close_range.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <stdio.h>
@@ -41,33 +40,13 @@ static bool is_stopping(const struct lr_attachment *attachment)
 	return atomic_load_explicit(&attachment->is_stopping, memory_order_acquire);
 }
 
-static int by_number(const void *a, const void *b)
-{
-	return *(const int *)a - *(const int *)b;
-}
-
 /* Have descriptors of this thread's own, and nothing but what it needs (see pager.c). */
 static void keep_descriptors(struct lr_attachment *attachment)
 {
 	int own[] = {attachment->uffd.fd, attachment->connection, attachment->state_fd,
 		     attachment->event_fd};
-	unsigned count = sizeof(own) / sizeof(own[0]), next = 0;
 
-#ifdef __SANITIZE_THREAD__
-	/* It takes numbers of two tables for the same descriptors. */
-	attachment->is_shared = true;
-	return;
-#endif
-	qsort(own, count, sizeof(own[0]), by_number);
-	if (syscall(SYS_close_range, (unsigned)own[count - 1] + 1, ~0u, CLOSE_RANGE_UNSHARE) < 0) {
-		attachment->is_shared = true;
-		return;
-	}
-	for (unsigned i = 0; i < count; i++) {
-		if (own[i] > (int)next)
-			syscall(SYS_close_range, next, (unsigned)own[i] - 1, 0);
-		next = own[i] < 0 ? 0 : (unsigned)own[i] + 1;
-	}
+	attachment->is_shared = !lr_thread_keep(own, sizeof(own) / sizeof(own[0]));
 }
 
 static void hang_up(struct lr_attachment *attachment)
