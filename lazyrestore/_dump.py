@@ -58,7 +58,8 @@ def dump(
 
     Raises:
         TypeError: the source is not memory (an array of objects has none of its own).
-        ValueError: a setting or a region's name cannot be, or source and image are the same file.
+        ValueError: a setting or a region's name cannot be, source and image are the same file, or
+            the source is a session that is closed.
         ProcessError: the process is not there, ended, or cannot be read.
         CriuError: CRIU is missing, or failed.
         LazyRestoreError: a core file or a folder of CRIU's images is none, or damaged.

@@ -28,6 +28,7 @@ UNNAMED = "memory"
 """The region's name where there is one source without a name."""
 
 _LOAD_BYTES = 64 << 20
+_RESTORED = {"lazyrestore.session": "Session", "lazyrestore._attach": "Attachment"}
 _VIEWS_MAX = 32  # of views: an array's base is the memory, or an object with views of its own
 
 
@@ -97,10 +98,11 @@ class Memory:
 
         Raises:
             TypeError: it is not memory.
-            ValueError: a name is empty or too long.
+            ValueError: a name is empty or too long, or it is a session that is closed.
         """
         if not isinstance(data, Mapping):
             return cls([Piece(UNNAMED, data)])
+        _refuse_closed(data)
         for name in data:
             check_name(name)
         return cls(list(starmap(Piece, data.items())))
@@ -132,6 +134,19 @@ class Memory:
             )
             for part in piece.parts():
                 sink.write_stable(part)
+
+
+def _refuse_closed(data: object) -> None:
+    """ValueError for what was restored, loaded or attached to, if it is closed.
+
+    It has no regions any more, and would give an empty image: often in the place of the very one
+    that it came from.
+    """
+    session = getattr(data, "session", data)  # of what `load` gave
+    for name, kind in _RESTORED.items():
+        module = sys.modules.get(name)  # without it there is none
+        if module is not None and isinstance(session, getattr(module, kind)):
+            session.digest  # noqa: B018 (it says so)
 
 
 def _region_behind(data: object) -> Region | PlacedRegion | None:

@@ -67,6 +67,8 @@ def test_regions_are_as_those_of_a_restore(tmp_path: Path) -> None:
     assert attachment.state == "closed"
     with pytest.raises(ValueError, match="attach again"):
         attachment["text"]
+    with pytest.raises(ValueError, match="attach again"):  # rather than an image of nothing
+        lazyrestore.dump(attachment, path)
 
 
 @in_child(60)

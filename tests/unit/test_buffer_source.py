@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,21 @@ def test_settings_that_are_no_numbers(setting: str, value: object, tmp_path: Pat
     with pytest.raises(TypeError, match=f"{setting} is a whole number, not {value!r}"):
         lazyrestore.dump(b"x", tmp_path / "x.lzr", **{setting: value})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.uffd
+@pytest.mark.parametrize("way", ["restore", "load", "unpickled"])
+def test_what_is_closed_takes_no_image_s_place(way: str, tmp_path: Path) -> None:
+    """It has no regions any more: what was dumped would be an image of nothing"""
+    path = tmp_path / "x.lzr"
+    lazyrestore.dump({"numbers": numpy.arange(5000)}, path)
+    made: lazyrestore.Session | lazyrestore.Arrays
+    made = lazyrestore.load(path) if way == "load" else lazyrestore.restore(path)
+    if way == "unpickled":
+        made = pickle.loads(pickle.dumps(made))
+    with made:
+        lazyrestore.dump(made, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"the session of .*x\.lzr is closed"):
+        lazyrestore.dump(made, path)
+    assert path.read_bytes() == before
