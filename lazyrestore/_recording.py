@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from ._core import Core
+from ._paths import absolute
 from ._workingset import WorkingSet, keep_apart
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ class Recording:
 
     def __init__(self, core: Core, path: str | os.PathLike[str]) -> None:
         # Also where the program is by the time it is written.
-        self.path = os.path.abspath(os.fsdecode(path))
+        self.path = absolute(os.fsdecode(path))
         self._core = core
         self._owner = os.getpid()
         self._is_saved = False
@@ -68,7 +69,7 @@ def check_target(path: str | os.PathLike[str], image: Image) -> None:
 
     keep_apart(path, (image.path,))
 
-    name = os.path.abspath(os.fsdecode(path))
+    name = absolute(os.fsdecode(path))
     folder = os.path.dirname(name)
     os.stat(folder)
     if os.path.isdir(name):

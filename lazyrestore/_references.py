@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._open import Image
+from ._paths import absolute
 from .errors import ImageError
 from .region import PlacedRegion, Region
 from .session import MAPPING, Session
@@ -133,17 +134,16 @@ def _identify(image: object) -> _Reference:
             "a region that a service serves cannot be pickled: call lazyrestore.attach where it is"
             " needed"
         )
-    path = os.path.abspath(os.path.join(image.folder, os.fsdecode(image.path)))
+    path = absolute(os.fsdecode(image.path), image.folder)
     arguments = dict(image.restored_with or {})
     working_set = arguments.get("working_set")
     if isinstance(working_set, (str, bytes, os.PathLike)) and working_set != "auto":
-        working_set = os.path.join(image.folder, os.fsdecode(working_set))
-        arguments["working_set"] = os.path.abspath(working_set)
+        arguments["working_set"] = absolute(os.fsdecode(working_set), image.folder)
     elif working_set is not False:
         # Also of a WorkingSet, which would make the reference as large as itself: where there is
         # no file of it, what it is for is loaded when touched.
         path_of_it = getattr(working_set, "path", None)
-        arguments["working_set"] = os.path.abspath(path_of_it) if path_of_it else None
+        arguments["working_set"] = absolute(path_of_it) if path_of_it else None
     told = {key: value for key, value in arguments.items() if value != _DEFAULTS[key]}
     return _Reference(path, image.digest, told)
 

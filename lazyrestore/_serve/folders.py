@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from lazyrestore._paths import absolute
 from lazyrestore.errors import LazyRestoreError
 
 from .listen import bind
@@ -36,7 +37,7 @@ async def follow_folders(running: Running, folders: list[str]) -> None:
         await asyncio.sleep(_AGAIN_S)
         for folder in folders:
             try:
-                wanted = {os.path.abspath(path) for path in running.images.sockets_in(folder)}
+                wanted = {absolute(path) for path in running.images.sockets_in(folder)}
             except OSError as error:
                 running.emit("error", reason=f"{error.filename}: {error.strerror}")
                 continue
@@ -47,7 +48,7 @@ def _follow(running: Running, folder: str, wanted: set[str]) -> None:
     mine = {
         each.path: each
         for each in running.listeners
-        if os.path.dirname(each.path) == os.path.abspath(folder)
+        if os.path.dirname(each.path) == absolute(folder)
     }
     for path in sorted(wanted - mine.keys()):
         try:

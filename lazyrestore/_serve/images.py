@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lazyrestore._open import Image
+from lazyrestore._paths import absolute
 from lazyrestore.errors import ImageError, LazyRestoreError
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Images:
     def __init__(self, single: str | None, folder: str | None = None) -> None:
         if (single is None) == (folder is None):
             raise ValueError("give an image, or a folder of images with --image-dir")
-        self.single = None if single is None else os.path.abspath(single)
-        self.folder = None if folder is None else os.path.abspath(folder)
+        self.single = None if single is None else absolute(single)
+        self.folder = None if folder is None else absolute(folder)
         self._held: Image | None = None  # the single one is what it was at the start
         self._given: dict[str, Image] = {}
         self._open: weakref.WeakValueDictionary[tuple[str, _Stamp], Image] = (

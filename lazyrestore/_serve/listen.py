@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 
+from lazyrestore._paths import absolute
 from lazyrestore.errors import LazyRestoreError
 
 from .sockets import credentials
@@ -116,7 +117,7 @@ def bind(path: str, mode: int = 0o600) -> Listener:
     except OSError as error:
         sock.close()
         raise SocketError(f"cannot listen on {path}: {_why(error, path)}") from None
-    return Listener(sock, os.path.abspath(path), (found.st_dev, found.st_ino))
+    return Listener(sock, absolute(path), (found.st_dev, found.st_ino))
 
 
 def _why(error: OSError, path: str) -> str:

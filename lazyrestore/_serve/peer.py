@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lazyrestore._core import Core, serve_state
+from lazyrestore._paths import absolute
 
 from .ending import END_S, end_memory, is_memory_gone
 from .handshake import Range, Refusal
@@ -149,7 +150,7 @@ class Peer:
             "uid": self.uid,
             "path": self.path,
             "protocol": self.protocol,
-            "image": os.path.abspath(self.image.path),
+            "image": absolute(self.image.path),
             "digest": self.image.digest,
             "ranges": [[one.address, one.bytes, one.offset, one.region] for one in self.ranges],
             "page_size": self.page_size,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lazyrestore._paths import absolute
 from lazyrestore._recording import check_target
 from lazyrestore._workingset import SUFFIX, WorkingSet
 
@@ -30,7 +31,7 @@ class Recordings:
     """
 
     def __init__(self, path: str | None) -> None:
-        self.path = None if path is None else os.path.abspath(path)
+        self.path = None if path is None else absolute(path)
         self._lock = threading.Lock()
         self._is_taken = False
         self._runs: dict[int, dict[int, int]] = {}  # by restore: when each cluster was touched

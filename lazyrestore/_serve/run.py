@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lazyrestore._paths import absolute
 from lazyrestore.errors import LazyRestoreError
 
 from . import listen, takeover
@@ -203,7 +204,7 @@ class _Start:
                         ) from None
 
     def _has(self, path: str) -> bool:
-        return any(one.path == os.path.abspath(path) for one in self.listeners)
+        return any(one.path == absolute(path) for one in self.listeners)
 
     def _ask(self, connection: socket.socket) -> None:
         found = takeover.ask(connection, force=self.options.takeover)

@@ -13,6 +13,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, NoReturn
 
+from lazyrestore._paths import absolute
 from lazyrestore.errors import LazyRestoreError
 
 from . import criu, listen, shutdown, takeover
@@ -192,7 +193,7 @@ class Running:
         sock = socket.socket(fileno=fds.pop("socket")) if "socket" in fds else None
         if held.record is None:
             if sock is not None:
-                path = os.path.abspath(os.fsdecode(sock.getsockname() or ""))
+                path = absolute(os.fsdecode(sock.getsockname() or ""))
                 self.service.adopt_connection(sock, path, int(key))
             return
         own = PeerFds(fds.get("userfaultfd", -1), sock, fds.get("pidfd"), fds.get("state", -1))

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from lazyrestore._paths import absolute
 from lazyrestore.errors import LazyRestoreError, ProcessError
 
 from . import attached, criu
@@ -382,7 +383,7 @@ class Service:
         """
         peer.bury, peer.others = self.bury, self._processes
         peer.prepare()
-        self.ledger.image(os.path.abspath(peer.image.path), peer.image.digest)
+        self.ledger.image(absolute(peer.image.path), peer.image.digest)
         self.ledger.peer(str(peer.id), peer.record(), peer.fds.by_role())
         taken()
         self.emit("admitted", **peer.describe())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from lazyrestore._paths import absolute
+
 from ._ahead import conflict
 
 TYPE_CHECKING = False
@@ -131,7 +133,7 @@ def _restore(options: ProcessOptions, daemon: Daemon | None) -> int:
         serve=serve,
         criu_options=options.criu_options,
         pidfile=options.pidfile,
-        log=None if options.log is None else os.path.abspath(options.log),
+        log=None if options.log is None else absolute(options.log),
         begun_ns=options.begun_ns,
     )
     try:
@@ -167,12 +169,12 @@ def _serve_options(options: ProcessOptions) -> dict[str, object]:
     if why is not None:
         raise _usage(why)
     made: dict[str, object] = {
-        "image": os.path.abspath(options.image),
+        "image": absolute(options.image),
         "on_error": options.on_error or "kill",
         # Until all is there the process can be dumped again by nobody, and the daemon has to live.
         "prefetch": prefetch or ("all" if record is None else "none"),
-        "record": None if record is None else os.path.abspath(record),
-        "working_set": None if working_set is None else os.path.abspath(working_set),
+        "record": None if record is None else absolute(record),
+        "working_set": None if working_set is None else absolute(working_set),
         "granularity": options.granularity or "cluster",
         "keeper": options.keeper,
         "log_json": options.log is None,

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from lazyrestore._paths import absolute
+
 from ._ahead import conflict
 from ._arguments import ServiceQuietOption, ServiceVerboseOption, parse_seconds
 from ._errors import UsageError, usage_errors
@@ -154,13 +156,13 @@ def lazy_pages(
     from lazyrestore._serve.options import ServeOptions
 
     options = ServeOptions(
-        image=os.path.abspath(image),
-        sockets=(os.path.join(os.path.abspath(work_dir or images_dir), SOCKET_NAME),),
+        image=absolute(image),
+        sockets=(os.path.join(absolute(work_dir or images_dir), SOCKET_NAME),),
         on_error=on_error,
         prefetch=prefetch or ("all" if record is None else "none"),
-        working_set=None if working_set is None else os.path.abspath(working_set),
+        working_set=None if working_set is None else absolute(working_set),
         granularity=granularity,
-        record=None if record is None else os.path.abspath(record),
+        record=None if record is None else absolute(record),
         grace_s=grace,
         keeper=keeper,
         takeover=takeover,

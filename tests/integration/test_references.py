@@ -13,7 +13,8 @@ import pytest
 from restore_support import mapping_at, run_in_child, threads_become, threads_named
 
 import lazyrestore
-from lazyrestore import _references
+from lazyrestore import Image, _references
+from lazyrestore._serve.images import Images
 
 pytestmark = pytest.mark.uffd
 
@@ -376,6 +377,30 @@ def test_a_path_that_is_not_absolute(path, tmp_path, monkeypatch):
     again, others, few = pickle.loads(references)
     assert again.path == os.fspath(path)
     assert again["few"][:] == others["few"].tobytes() == few[:] == b"few"
+
+
+def test_a_path_that_leads_back_from_behind_a_link(path, tmp_path, monkeypatch):
+    """As the kernel goes it, and not to the files of these names beside the link"""
+    inner = tmp_path / "far" / "inner"
+    inner.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(inner)
+    there = inner.parent / "x.lzr"
+    there.write_bytes(path.read_bytes())
+    lazyrestore.dump(b"another", tmp_path / "x.lzr")
+    monkeypatch.chdir(tmp_path)
+    with lazyrestore.restore("link/../x.lzr", record="link/../mine.ws") as session:
+        assert session["few"][0] == ord("f")
+    assert (inner.parent / "mine.ws").exists()
+    with lazyrestore.restore("link/../x.lzr", working_set="link/../mine.ws") as session:
+        reference = pickle.dumps(session)
+    with Image(Images("link/../x.lzr").single) as served:
+        assert served.digest == lazyrestore.open(path).digest
+    monkeypatch.chdir("/")
+    with pickle.loads(reference) as again:
+        assert again["few"][:] == b"few"
+        assert len(again.working_set) == 1
+    del again, session
+    gc.collect()
 
 
 def test_an_image_that_has_changed_is_refused(path, tmp_path):
