@@ -21,6 +21,7 @@ from ._native import lib
 _FLUSH_BYTES = 4 << 20
 _FLUSH_PARTS = 512  # below IOV_MAX
 _WRITE_OUT_BYTES = 8 << 20  # that the kernel may keep before it begins to write them to the disk
+_LINKS_MAX = 40  # as many as the kernel follows
 _NAME_BYTES = 200  # of the target's name in the temporary one's, which may have 255 in all
 
 
@@ -237,9 +238,27 @@ def _refuse_target(path: str, name: str) -> None:
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if stat.S_ISLNK(mode) and _stands_for_open_file(path):
+        message = "It stands for an open file, and would be replaced by one: give another name"
+        raise FileExistsError(errno.EEXIST, message)
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
         message = "It is not a regular file, and would be replaced by one: give another name"
         raise FileExistsError(errno.EEXIST, message)
+
+
+def _stands_for_open_file(path: str) -> bool:
+    """Whether a link leads to one of /proc, as /dev/stdout does: the whole system needs that one,
+    and root may replace it.
+    """
+    for _ in range(_LINKS_MAX):
+        folder = os.path.realpath(os.path.dirname(path) or ".")
+        if f"{folder}/".startswith("/proc/"):
+            return True
+        try:
+            path = os.path.join(folder, os.readlink(path))
+        except OSError:
+            break
+    return False
 
 
 def _open_folder(folder: str) -> int:

@@ -84,6 +84,19 @@ def test_a_link_is_replaced_and_not_followed(tmp_path, path):
     assert not path.is_symlink()
 
 
+def test_a_link_that_stands_for_an_open_file_is_not_replaced(tmp_path, path, monkeypatch):
+    """As /dev/stdout does, which root could replace for the whole system"""
+    monkeypatch.chdir(tmp_path)
+    with open("open", "wb") as file:
+        path.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        (tmp_path / "further").symlink_to(path.name)
+        for target in (os.fspath(path), path.name, "further", f"/dev/fd/{file.fileno()}"):
+            with pytest.raises(FileExistsError, match=r"open file.*another name"):
+                ImageWriter(target)
+    assert sorted(os.listdir(tmp_path)) == sorted(["further", "open", path.name])
+    assert path.is_symlink()
+
+
 def test_the_folder_may_be_the_current_one_and_change(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")
