@@ -276,7 +276,7 @@ def _piece(name: str, buffer: pickle.PickleBuffer, data: object, width: int) -> 
     """A region of a buffer, described as the array that it is where that can be."""
     if data is not None:
         try:
-            return Piece(name, data)
+            return Piece(name, data, warns=False)  # the pickle has all of its dtype
         except TypeError:  # an array of a type that has no description
             pass
     piece = Piece(name, buffer.raw())

@@ -35,6 +35,11 @@ _VIEWS_MAX = 32  # of views: an array's base is the memory, or an object with vi
 class Piece:
     """One buffer or array as a region.
 
+    Args:
+        name: of the region.
+        data: the buffer or array.
+        warns: of what is not kept of it; False where it is kept elsewhere.
+
     Attributes:
         view: its bytes.
         address: where they are; 0 if this is a copy, because the original had gaps.
@@ -47,7 +52,7 @@ class Piece:
         RestoreError: it is copied from a lazily restored region that cannot be loaded.
     """
 
-    def __init__(self, name: str, data: object) -> None:
+    def __init__(self, name: str, data: object, *, warns: bool = True) -> None:
         self.name = name
         self.metadata: dict[str, object] = {}
         data = _scalar_as_array(data)
@@ -56,7 +61,7 @@ class Piece:
             self._lazy.populate()  # what follows copies it
             self._lazy = None
         if _is_array(data):
-            self.metadata["array"] = _describe_array(name, data)
+            self.metadata["array"] = _describe_array(name, data, warns=warns)
             self.view, is_copy = _array_bytes(data)
             self.width = width_of(data.dtype)
         else:
@@ -207,7 +212,7 @@ def _scalar_as_array(data: object) -> object:
 
 
 def _describe_array(
-    name: str, array: numpy.ndarray[tuple[int, ...], numpy.dtype]
+    name: str, array: numpy.ndarray[tuple[int, ...], numpy.dtype], *, warns: bool
 ) -> dict[str, object]:
     import numpy
 
@@ -217,7 +222,7 @@ def _describe_array(
         raise TypeError(
             f"region {name!r} is a masked array: dump its .data and its .mask as two regions"
         )
-    if _has_metadata(array.dtype):
+    if warns and _has_metadata(array.dtype):
         warnings.warn(
             f"region {name!r}: the metadata of its dtype is not kept in an image",
             UserWarning,

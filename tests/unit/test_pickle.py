@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,14 @@ def test_fields_that_overlap(image: Path) -> None:
     made["a"] = numpy.arange(BIG)
     same(again(made, image), made)
     assert names(image) == ["pickle", "buffer-0"]
+
+
+def test_metadata_of_a_dtype(image: Path) -> None:
+    """The pickle keeps them: so nothing is said of a loss"""
+    made = numpy.arange(BIG).view(numpy.dtype("i8", metadata={"unit": "m"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert again(made, image).dtype.metadata == {"unit": "m"}
 
 
 def test_masked_arrays(image: Path) -> None:
