@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import NoReturn, Self
 
-from ._core import PRIVILEGES, check_word, touch
+from ._core import PRIVILEGES, check_word, nanoseconds, touch
 from ._native import CData, check, ffi, lib, new_problem
 from ._open import unpack
 from .errors import KernelError, RegionNotFound, RemoteError, RestoreError
@@ -330,7 +330,7 @@ class Attachment(Mapping[str, Region | PlacedRegion]):
             RemoteError: nobody serves any more, for good.
             ValueError: it is closed.
         """
-        left_ns = None if timeout is None else max(0, int(timeout * 1e9))
+        left_ns = nanoseconds(timeout)
         while True:
             slice_ns = _SLICE_NS if left_ns is None else min(left_ns, _SLICE_NS)
             if self._core is None:

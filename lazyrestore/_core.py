@@ -29,6 +29,8 @@ _FENCES = {0: "", 1: "SIGBUS", 2: "SIGSEGV"}
 
 # Between two looks at the deadline, and at Ctrl-C, while a range is loaded.
 _SLICE_NS = 50_000_000
+_FOREVER_S = 1e9  # thirty years; a float may be infinite too
+_SEED_MASK = (1 << 64) - 1
 _TOUCHED_AT_ONCE = 4096
 
 
@@ -288,7 +290,7 @@ class Core:
         """Load a range now; see Region.populate."""
         problem = new_problem()
         done = ffi.new("uint64_t *")
-        left_ns = None if timeout is None else max(0, int(timeout * 1e9))
+        left_ns = nanoseconds(timeout)
         while True:
             slice_ns = _SLICE_NS if left_ns is None else min(left_ns, _SLICE_NS)
             code = lib.lr_session_populate(
@@ -331,7 +333,7 @@ class Core:
         return self._wait(lib.lr_session_wait_first, timeout)
 
     def _wait(self, wait_for: Callable[[CData, int], int], timeout: float | None) -> bool:
-        left_ns = None if timeout is None else max(0, int(timeout * 1e9))
+        left_ns = nanoseconds(timeout)
         while True:
             slice_ns = _SLICE_NS if left_ns is None else min(left_ns, _SLICE_NS)
             code = wait_for(self._handle, slice_ns)
@@ -405,6 +407,13 @@ class Core:
             )
 
 
+def nanoseconds(timeout: float | None) -> int | None:
+    """Seconds as a whole number from 0 on; None, as before, where nobody lives to see the end."""
+    if timeout is None or timeout >= _FOREVER_S:
+        return None
+    return max(0, int(timeout * 1e9))
+
+
 def touch(
     address: int, length: int, *, order: str, first: int, count: int, seed: int, room: array[int]
 ) -> int:
@@ -414,7 +423,8 @@ def touch(
     where some are fenced. Yields to Ctrl-C between slices.
     """
     page_size = 4096
-    orders = {"sequential": lib.LR_TOUCH_SEQUENTIAL, "random": lib.LR_TOUCH_RANDOM}
+    kind = {"sequential": lib.LR_TOUCH_SEQUENTIAL, "random": lib.LR_TOUCH_RANDOM}[order]
+    seed &= _SEED_MASK
     step = min(count, 4096)
     latencies = array("I", bytes(4 * step))
     target = ffi.from_buffer("uint32_t[]", latencies)
@@ -422,9 +432,7 @@ def touch(
     done = failed = 0
     while done < count:
         wanted = min(step, count - done)
-        got = lib.lr_touch(
-            memory, length, page_size, orders[order], seed, first + done, wanted, target
-        )
+        got = lib.lr_touch(memory, length, page_size, kind, seed, first + done, wanted, target)
         waits = [waited for waited in latencies[:got] if waited]
         room.extend(waited for waited in waits if waited != lib.LR_TOUCH_FAILED)
         failed += waits.count(lib.LR_TOUCH_FAILED)

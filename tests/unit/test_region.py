@@ -373,6 +373,8 @@ def test_touch_counts_pages_and_refuses_other_orders(session):
     assert region.touch(1) == 1
     assert session.stats().touch_us.count == 1
     assert region.touch(5, order="random", seed=3) == 5
+    assert region.touch(5, order="random", seed=-3) == 5
+    assert region.touch(5, order="random", seed=3 << 64) == 5
     assert region.touch(10, first=60) == 4
     assert region.touch(1000) == 64
     with pytest.raises(ValueError, match="backwards"):

@@ -147,6 +147,13 @@ def test_waiting_without_a_fill_is_refused(small):
         session.wait(timeout=1)
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 10**12])
+def test_a_time_limit_without_an_end(small, timeout):
+    with lazyrestore.restore(small.path, lazy=True, prefetch="all") as session:
+        assert session.wait(timeout)
+        session["data"].populate(timeout=timeout)
+
+
 # ---- Figures -------------------------------------------------------------------------------------
 
 
