@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from ._core import PRIVILEGES, check_word, nanoseconds, touch
-from ._native import CData, check, ffi, lib, new_problem
+from ._native import CData, abandon, check, ffi, lib, new_problem
 from ._open import unpack
 from .errors import KernelError, RegionNotFound, RemoteError, RestoreError
 from .region import PlacedRegion, Region, placed_region
@@ -137,7 +137,12 @@ class AttachedCore:
         options.flags = lib.LR_ATTACH_METADATA
         found = ffi.new("lr_attachment **")
         problem = new_problem()
-        self._check(lib.lr_attach_connect(encoded, options, found, problem), problem)
+        try:
+            code = lib.lr_attach_connect(encoded, options, found, problem)
+        except BaseException:
+            abandon(found, lib.lr_detach)
+            raise
+        self._check(code, problem)
         self._handle = found[0]
         self.addresses: dict[int, int] = {}
         self.source = self._read_source()

@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._native import NOTHING, CData, check, ffi, lib, new_problem, strerror
+from ._native import NOTHING, CData, abandon, check, ffi, lib, new_problem, strerror
 from ._open import Image, raise_for_cluster
 from .errors import RestoreError
 
@@ -152,8 +152,14 @@ class Core:
         found = ffi.new("lr_session **")
         problem = new_problem()
         self.image = image
-        code = lib.lr_session_open(image._handle, serving._options(), found, problem)
-        check(code, problem, what=f"cannot restore {image.path} lazily: userfaultfd")
+        options = serving._options()
+        try:
+            code = lib.lr_session_open(image._handle, options, found, problem)
+        except BaseException:
+            abandon(found, lib.lr_session_close)
+            raise
+        if code < 0:
+            check(code, problem, what=f"cannot restore {image.path} lazily: userfaultfd")
         self._handle = found[0]
 
     @classmethod

@@ -33,6 +33,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._binding import CData, Lib
 else:
     CData = ffi.CData
@@ -40,6 +42,7 @@ else:
 __all__ = [
     "NOTHING",
     "CData",
+    "abandon",
     "check",
     "error_name",
     "ffi",
@@ -200,6 +203,21 @@ def error_name(code: int) -> str:
 def remedy(code: int) -> str:
     """What to do about a code, or "" where that depends on what was asked."""
     return _REMEDIES.get(code, "")
+
+
+def abandon(found: CData, close: Callable[[CData], object]) -> None:
+    """Close what a call has opened that was not gone on with.
+
+    Ctrl-C that comes during a call is raised right behind it: what was opened has no owner yet, and
+    would stay open to the end of the process.
+
+    Args:
+        found: where the call put it, or NULL.
+        close: what closes it.
+    """
+    handle, found[0] = found[0], ffi.NULL
+    if handle:
+        close(handle)
 
 
 def check(

@@ -10,7 +10,7 @@ from operator import itemgetter
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ._native import CData, check, ffi, lib, new_problem
+from ._native import CData, abandon, check, ffi, lib, new_problem
 from ._region_info import RegionInfo
 from .errors import ClusterError, ImageError, RegionNotFound
 
@@ -65,7 +65,11 @@ class Image:
         problem = new_problem()
         if opened is not None:
             encoded = f"/proc/self/fd/{opened}".encode()
-        code = lib.lr_image_open(encoded, found, problem)
+        try:
+            code = lib.lr_image_open(encoded, found, problem)
+        except BaseException:
+            abandon(found, lib.lr_image_close)
+            raise
         if code < 0:
             check(code, problem, what=f"cannot open {self.path}", file=self.path)
         self._handle: CData = ffi.gc(found[0], lib.lr_image_close)

@@ -11,6 +11,7 @@ import pytest
 from restore_support import PAGE, mapping_at, run_in_child, threads_become, threads_named
 
 import lazyrestore
+from lazyrestore import _core, _native, _open
 
 pytestmark = pytest.mark.uffd
 
@@ -485,6 +486,31 @@ def test_ctrl_c_ends_populate_soon_and_the_session_goes_on(tmp_path):
         path,
         timeout=60,
     )
+
+
+@pytest.mark.parametrize("opens", ["lr_image_open", "lr_session_open"])
+def test_ctrl_c_while_it_is_opened_leaves_nothing_open(small, monkeypatch, opens):
+    """It is raised right behind the call, by which all is done"""
+
+    class Interrupted:
+        def __getattr__(self, name):
+            function = getattr(_native.lib, name)
+            return function if name != opens else lambda *given: self.interrupt(function(*given))
+
+        def interrupt(self, code):
+            assert code == 0
+            raise KeyboardInterrupt
+
+    before, threads = descriptors(), threads_named()
+    for module in (_open, _core):
+        monkeypatch.setattr(module, "lib", Interrupted())
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            lazyrestore.restore(small.path, lazy=True)
+    monkeypatch.undo()
+    gc.collect()
+    assert threads_become(threads)
+    assert descriptors() == before
 
 
 def test_signals_during_touches_do_no_harm(make_image):
