@@ -342,6 +342,21 @@ class PlacedRegion(_LazyMemory):
         return f"<lazyrestore.PlacedRegion {self.name!r}: {self.length} bytes at {self.address:#x}>"
 
 
+class _End:
+    """What is done when it is let go of. Then, and not before, `arguments` are too."""
+
+    def __init__(self, action: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        self._action = action
+        self._arguments = arguments
+
+    def __del__(self, _is_over: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _is_over():  # the interpreter's end is that of all memory too
+            self._action(*self._arguments)
+
+
+_ends: dict[weakref.ref[CData], _End] = {}
+
+
 def _at_the_end(action: Callable[..., None], *arguments: object) -> CData:
     """Something to be kept in a region's `__dict__`: `action` is called when it is let go of.
 
@@ -349,9 +364,12 @@ def _at_the_end(action: Callable[..., None], *arguments: object) -> CData:
     touch it. A `__del__` would not do: the collector of cycles calls it, and those of the objects
     that the region needs, in any order, while other objects of the cycle still use the memory.
     What cffi allocates is not the collector's. Meanwhile `arguments` are kept alive from outside.
+
+    Where Ctrl-C comes in place of `action`, they are let go of all the same, since none of that is
+    Python's code: with `weakref.finalize` they were kept for good.
     """
     token = ffi.new("char *")
-    weakref.finalize(token, action, *arguments).atexit = False
+    _ends[weakref.ref(token, _ends.pop)] = _End(action, arguments)
     return token
 
 

@@ -513,6 +513,44 @@ def test_ctrl_c_while_it_is_opened_leaves_nothing_open(small, monkeypatch, opens
     assert descriptors() == before
 
 
+def test_ctrl_c_in_the_place_of_a_finaliser_leaves_nothing_open(small):
+    run_in_child(
+        """
+        import gc, os, sys, threading
+        import lazyrestore
+
+        met = []
+
+        def interrupt(frame, event, argument):
+            code = frame.f_code
+            if code.co_filename.endswith(("weakref.py", "region.py")) and code.co_name in (
+                "__call__", "__del__"
+            ):
+                met.append(code.co_name)
+                raise KeyboardInterrupt  # as at its first instruction; and no more of these
+
+        def there():
+            return len(os.listdir("/proc/self/fd"))
+
+        sys.unraisablehook = lambda _: None
+        before = there()
+        session = lazyrestore.restore(sys.argv[1], lazy=True)
+        assert session["data"][0] >= 0
+        sys.settrace(interrupt)
+        try:
+            session.__exit__(None, None, None)
+            del session
+        finally:
+            sys.settrace(None)
+        gc.collect()
+        assert len(met) == 1, met
+        assert there() == before
+        """,
+        small.path,
+        timeout=60,
+    )
+
+
 def test_signals_during_touches_do_no_harm(make_image):
     made = make_image({"a": "dr" * 2000}, cluster_size=4096)
     run_in_child(
