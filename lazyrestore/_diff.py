@@ -56,7 +56,10 @@ def diff(
         OSError: a file is not there or cannot be read.
         ImageError: one is not an image, or so damaged that it cannot be opened.
         RegionNotFound: neither has a region of that name.
+        TypeError: `regions` is one name.
     """
+    if isinstance(regions, str):
+        raise TypeError(f"regions is {regions!r}: give names as a list, [{regions!r}]")
     opened = []
     try:
         images = []

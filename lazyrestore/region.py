@@ -160,9 +160,14 @@ class _LazyMemory:
         Returns:
             How many pages were read. Pages that cannot be loaded are left out: `Session.errors`
             has them.
+
+        Raises:
+            ValueError: there is no such order, a number is below 0, or the region is closed.
         """
         if order not in ("sequential", "random"):
             raise ValueError(f"order is {order!r}: it can be 'sequential' or 'random'")
+        if first < 0 or (count is not None and count < 0):
+            raise ValueError(f"first is {first} and count {count}: pages are counted from 0 on")
         if not self.length:
             return 0
         self._check_open()

@@ -47,7 +47,9 @@ class NpzFile(ArrayFile):
             for info in archive.infolist():
                 name = self._check(info)
                 if name in names:
-                    raise self._refuse(f"has two members for {name!r}")
+                    raise self._refuse(
+                        f"has two members for {name!r}: write it anew, with each name once"
+                    )
                 names.add(name)
                 with self._member(archive, info) as member:
                     header = self._read_header(info, member)

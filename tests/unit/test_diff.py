@@ -192,6 +192,8 @@ def test_regions_of_one_image(tmp_path: Path) -> None:
     assert lazyrestore.diff(a, b, regions=["gone"]).only_b == ()
     with pytest.raises(lazyrestore.RegionNotFound, match="nix"):
         lazyrestore.diff(a, b, regions=["m", "nix"])
+    with pytest.raises(TypeError, match=r"\['gone'\]"):
+        lazyrestore.diff(a, b, regions="gone")
 
 
 def test_processes_whose_memory_moved(tmp_path: Path) -> None:

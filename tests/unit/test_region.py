@@ -379,6 +379,10 @@ def test_touch_counts_pages_and_refuses_other_orders(session):
     assert region.touch(1000) == 64
     with pytest.raises(ValueError, match="backwards"):
         region.touch(order="backwards")
+    with pytest.raises(ValueError, match="first is -1 and count None"):
+        region.touch(first=-1)
+    with pytest.raises(ValueError, match="count -2"):
+        region.touch(-2)
 
 
 def test_a_closed_region_says_so(small):
