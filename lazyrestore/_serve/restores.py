@@ -10,6 +10,7 @@ is let go of whose memory is there and not complete; where that has to be, its p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import mmap
 import os
@@ -28,7 +29,7 @@ from .peer import Peer, PeerFds, open_pidfd_by_number
 from .sockets import is_userfaultfd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lazyrestore._open import Image
     from lazyrestore._workingset import WorkingSet
@@ -72,6 +73,7 @@ class Restores:
         self._is_frozen = False
         self._expected: set[tuple[int, int]] = set()
         self._tasks: dict[str, Mapping[int, Sequence[Range]]] = {}  # by the image's digest
+        self._midwives = 0  # who ask for children, and make those that there are peers
         self._unborn: set[tuple[int, int]] = set()  # children that are peers in a moment
         self._taken: set[tuple[int, int]] = set()  # of parents that have not gone
         self.count = 0
@@ -256,7 +258,7 @@ class Restores:
         of whom it is not to find in the states are served.
         """
         self._is_frozen = True
-        while self._unborn:
+        while self._midwives:
             await asyncio.sleep(_LOOK_S)
 
     def thaw(self) -> None:
@@ -272,21 +274,35 @@ class Restores:
 
     async def look(self, peer: Peer) -> None:
         """Serve the children that a peer has forked; their userfaultfds wait in its session."""
-        if not peer.restore or self._is_frozen:
-            return
-        while (child := await self._service.in_thread(peer.next_child)) is not None:
-            await self.adopt_child(peer, *child)
+        while peer.restore and not self._is_frozen:
+            # From the question on: who gets an answer has to see to it.
+            with self._attending():
+                child = await self._service.in_thread(peer.next_child)
+                if child is None:
+                    return
+                await self._adopt_child(peer, *child)
 
     async def look_at_the_end(self, peer: Peer) -> None:
         """The same when its session has ended: a child may have come until then."""
         if not peer.restore or peer.fds.state < 0:
             return
-        for child in await self._service.in_thread(state_children, peer.fds.state):
-            if child.uffd >= 0 and child.state >= 0:
-                await self.adopt_child(peer, *child)
+        await self.thawed()
+        with self._attending():
+            for child in await self._service.in_thread(state_children, peer.fds.state):
+                if child.uffd >= 0 and child.state >= 0:
+                    await self._adopt_child(peer, *child)
         self._taken = {name for name in self._taken if name[0] != peer.id}
 
-    async def adopt_child(self, parent: Peer, uffd: int, state: int, number: int) -> None:
+    @contextlib.contextmanager
+    def _attending(self) -> Iterator[None]:
+        """`freeze` waits for the end of this; begin it where nothing is frozen."""
+        self._midwives += 1
+        try:
+            yield
+        finally:
+            self._midwives -= 1
+
+    async def _adopt_child(self, parent: Peer, uffd: int, state: int, number: int) -> None:
         """Serve a child of a peer's.
 
         Args:

@@ -4,6 +4,7 @@ never one that waits for good.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from warden_support import Daemon, Task, TaskImage, kill_all
 
 ROLES = ("pager", "keeper", "warden", "second")
 ROUNDS = int(os.environ.get("WARDEN_ROUNDS", "1"))
+TAKEOVERS = 6
 
 
 @pytest.fixture(scope="module")
@@ -102,19 +104,20 @@ def test_a_task_that_nobody_serves_is_fenced(image: TaskImage, tmp_path: Path) -
 @in_child(120)
 def test_another_daemon_takes_over(image: TaskImage, tmp_path: Path) -> None:
     """Again and again, while a task forks: nobody is ended, whoever had its children"""
-    with Daemon(image, tmp_path / "work") as first, Task(first) as task:
-        first.wait("restored")
-        with Daemon(image, tmp_path / "work", "--takeover") as second:
-            second.wait("inherited", **{"from": first.pid})
-            assert first.process.wait(60) == 0
+    work = tmp_path / "work"
+    with contextlib.ExitStack() as opened:
+        daemon = opened.enter_context(Daemon(image, work))
+        task = opened.enter_context(Task(daemon))
+        daemon.wait("restored")
+        for _ in range(TAKEOVERS):
+            before, daemon = daemon, opened.enter_context(Daemon(image, work, "--takeover"))
+            daemon.wait("inherited", **{"from": before.pid})
+            assert before.process.wait(60) == 0
             time.sleep(0.1)
-            with Daemon(image, tmp_path / "work", "--takeover") as third:
-                third.wait("inherited", **{"from": second.pid})
-                assert second.process.wait(60) == 0
-                time.sleep(0.1)
-                assert task.finish() == 0
-                third.wait_until_all_ended()
-                assert not third.find("error")
+            assert not daemon.find("error")
+        assert task.finish() == 0
+        daemon.wait_until_all_ended()
+        assert not daemon.find("error")
 
 
 @in_child(120)
