@@ -28,11 +28,11 @@ def one_line(text: str) -> str:
 
 def width_of(text: str) -> int:
     """Columns of a terminal that it takes: East Asian letters take two, accents none."""
-    if text.isascii():
+    if not text or max(text) < "\u0300":  # nothing of either is among those
         return len(text)
-    from rich.cells import cell_len
+    from unicodedata import combining, east_asian_width
 
-    return cell_len(text)
+    return sum(0 if combining(one) else 2 if east_asian_width(one) in "WF" else 1 for one in text)
 
 
 def pad(text: str, width: int, is_right: bool = False) -> str:
