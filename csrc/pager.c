@@ -144,7 +144,8 @@ static int serve(struct lr_pager *pager, struct lr_waiting *fault)
 
 	pthread_mutex_lock(&loader->busy);
 	/* Not for longer: others who install (lr_pager_do) wake at once who gets a page. */
-	pager->target->uffd.defers_wakes = pager->near.defers_wakes;
+	if (pager->near.defers_wakes)
+		pager->target->uffd.defers_wakes = true;
 	if (!lr_target_find(pager->target, page, &piece)) {
 		code = serve_elsewhere(pager, fault, page);
 	} else if (lr_range_state(piece.range) == LR_RANGE_ACTIVE
@@ -155,7 +156,8 @@ static int serve(struct lr_pager *pager, struct lr_waiting *fault)
 				     outcome.touched_ns);
 	}
 	/* Else it is suspended, or being attached: who makes it active or gone wakes all. */
-	pager->target->uffd.defers_wakes = false;
+	if (pager->near.defers_wakes)
+		pager->target->uffd.defers_wakes = false;
 	pthread_mutex_unlock(&loader->busy);
 	return code == LR_LATER || code == LR_ERR_NOMEM ? code : LR_OK;
 }
