@@ -258,12 +258,13 @@ static bool start(struct lr_pager *pager)
 
 	if (near->is_running)
 		return true;
-	if (CPU_COUNT(&near->allowed) >= 2 && !lr_reserve_is_room(START_BYTES)) {
-		ban(near, 0);
-		return false;
-	}
-	if (CPU_COUNT(&near->allowed) >= 2)
+	if (CPU_COUNT(&near->allowed) >= 2) {
+		if (!lr_reserve_is_room(START_BYTES)) {
+			ban(near, 0);
+			return false;
+		}
 		near->is_running = lr_thread_start(&near->thread, run, pager) == 0;
+	}
 	near->is_possible = near->is_running;
 	return near->is_running;
 }
